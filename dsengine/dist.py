@@ -1,0 +1,60 @@
+"""Ranks as values: a `World` is passed to whoever needs it, so nothing reads a global process group."""
+
+import os
+from typing import NamedTuple
+
+import torch
+import torch.distributed as torch_dist
+
+
+class World(NamedTuple):
+    """This process among its peers. `group` is None when it stands alone."""
+
+    rank: int = 0
+    size: int = 1
+    group: torch_dist.ProcessGroup | None = None
+
+
+SOLO = World()
+
+
+def under_launcher() -> bool:
+    """Whether torchrun, SLURM's srun through it, or our own launcher started this process."""
+    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+
+
+def join(device: torch.device) -> World:
+    """Join the process group of the environment (gloo on CPU, NCCL on CUDA); SOLO when there is none."""
+    if not under_launcher():
+        return SOLO
+    torch_dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return World(torch_dist.get_rank(), torch_dist.get_world_size(), torch_dist.group.WORLD)
+
+
+def leave(world: World) -> None:
+    """Leave the process group joined by `join`."""
+    if world.group is not None:
+        torch_dist.destroy_process_group()
+
+
+def gather_rows(x_BD: torch.Tensor, world: World) -> torch.Tensor:
+    """(B, ...) of every rank, equal B, as (size * B, ...) in rank order, without gradient."""
+    if world.group is None:
+        return x_BD
+    x_BD = x_BD.contiguous()
+    out = x_BD.new_empty(world.size * x_BD.shape[0], *x_BD.shape[1:])
+    torch_dist.all_gather_into_tensor(out, x_BD, group=world.group)
+    return out
+
+
+def mean_over_ranks_(tensors: list[torch.Tensor], world: World) -> None:
+    """Replace each tensor by its mean over ranks, in place, with one all-reduce per dtype."""
+    if world.group is None:
+        return
+    for dtype in sorted({t.dtype for t in tensors}, key=str):
+        same = [t for t in tensors if t.dtype == dtype]
+        flat = torch.cat([t.reshape(-1) for t in same])
+        torch_dist.all_reduce(flat, group=world.group)
+        flat /= world.size
+        for t, part in zip(same, flat.split([t.numel() for t in same])):
+            t.copy_(part.view_as(t))
