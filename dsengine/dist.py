@@ -37,13 +37,17 @@ def leave(world: World) -> None:
         torch_dist.destroy_process_group()
 
 
-def gather_rows(x_BD: torch.Tensor, world: World) -> torch.Tensor:
+def rank_in(group: torch_dist.ProcessGroup | None) -> int:
+    """This process's rank in `group`; 0 without one."""
+    return 0 if group is None else torch_dist.get_rank(group)
+
+
+def gather_rows(x: torch.Tensor, group: torch_dist.ProcessGroup | None) -> torch.Tensor:
     """(B, ...) of every rank, equal B, as (size * B, ...) in rank order, without gradient."""
-    if world.group is None:
-        return x_BD
-    x_BD = x_BD.contiguous()
-    out = x_BD.new_empty(world.size * x_BD.shape[0], *x_BD.shape[1:])
-    torch_dist.all_gather_into_tensor(out, x_BD, group=world.group)
+    if group is None:
+        return x
+    out = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
+    torch_dist.all_gather_into_tensor(out, x.contiguous(), group=group)
     return out
 
 

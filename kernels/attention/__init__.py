@@ -1,0 +1,1 @@
+"""SAGAN self-attention with residual: softmax(q k^T) v, scaled by gamma, plus x."""
