@@ -1,0 +1,1 @@
+"""Augmentation as data: what is drawn, and the one affine operator that carries it out."""
