@@ -1,0 +1,75 @@
+"""How the chunks of one corpus array lie on disk, read once from its Zarr v3 metadata."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import zarr
+from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
+
+from dsengine.errors import UsageError
+
+LEGAL = "legal: shards of (1, C, H, W) int16 chunks with codecs bytes(little) [, blosc | zstd] [, crc32c]"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkLayout:
+    """One array `(N, C, H, W)` int16, one patch a chunk, `patches_per_shard` patches a file."""
+
+    name: str
+    directory: Path
+    num_patches: int
+    patch_shape: tuple[int, int, int]  # C, H, W
+    patches_per_shard: int
+    index_at_end: bool
+    compressor: str  # blosc | zstd | none
+    checked: bool  # each chunk ends with its crc32c
+    fill_value: int
+    separator: str
+
+    @property
+    def num_shards(self) -> int:
+        """Shard files of the whole array, the last one perhaps partly filled."""
+        return -(-self.num_patches // self.patches_per_shard)
+
+    @property
+    def patch_bytes(self) -> int:
+        """Bytes of one decoded patch."""
+        c, h, w = self.patch_shape
+        return 2 * c * h * w
+
+    def shard_path(self, shard: int) -> Path:
+        """File of shard `shard` (default chunk key encoding)."""
+        return self.directory / self.separator.join(("c", str(shard), "0", "0", "0"))
+
+
+def chunk_layout(array: zarr.Array, *, root: Path) -> ChunkLayout:
+    """Layout of `array` in the group stored at `root`. Raises UsageError when it is not a sharded patch array."""
+    meta = array.metadata
+    name = array.basename
+    codec = meta.codecs[0] if len(meta.codecs) == 1 else None
+    if not isinstance(codec, ShardingCodec) or array.dtype != "int16" or meta.ndim != 4:
+        raise UsageError(f"array {name} of {root}: {array.dtype}, shape {array.shape}, codecs {meta.codecs}; {LEGAL}")
+    patches = meta.chunk_grid.chunk_shape[0]
+    if codec.chunk_shape != (1, *array.shape[1:]) or meta.chunk_grid.chunk_shape[1:] != array.shape[1:]:
+        raise UsageError(f"array {name} of {root}: chunks {codec.chunk_shape} of {array.shape}; {LEGAL}")
+    compressor, checked = _inner_codecs(codec, name=name, root=root)
+    index = [type(c) for c in codec.index_codecs]
+    if index != [BytesCodec, Crc32cCodec]:
+        raise UsageError(f"array {name} of {root}: shard index codecs {codec.index_codecs}; legal: bytes(little), crc32c")
+    return ChunkLayout(
+        name=name, directory=root / array.path, num_patches=array.shape[0], patch_shape=tuple(array.shape[1:]),
+        patches_per_shard=patches, index_at_end=codec.index_location.value == "end", compressor=compressor,
+        checked=checked, fill_value=int(array.fill_value), separator=meta.chunk_key_encoding.separator)
+
+
+def _inner_codecs(codec: ShardingCodec, *, name: str, root: Path) -> tuple[str, bool]:
+    """(compressor, whether a crc32c closes each chunk) of a sharding codec's inner chain."""
+    chain = list(codec.codecs)
+    kinds = [type(c) for c in chain]
+    checked = kinds[-1] is Crc32cCodec
+    middle = kinds[1:-1] if checked else kinds[1:]
+    known = {(): "none", (BloscCodec,): "blosc", (ZstdCodec,): "zstd"}
+    little = kinds[0] is BytesCodec and (chain[0].endian is None or chain[0].endian.value == "little")
+    if not little or tuple(middle) not in known:
+        raise UsageError(f"array {name} of {root}: chunk codecs {chain}; {LEGAL}")
+    return known[tuple(middle)], checked
