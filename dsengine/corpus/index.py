@@ -1,0 +1,112 @@
+"""Opening a corpus, and its table of patches."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+import numpy as np
+import zarr
+
+from dsengine.corpus.schema import SPLITS, VERSION, Band, Contract
+from dsengine.errors import UsageError
+
+
+class Index(NamedTuple):
+    """One value a patch; row i is patch i."""
+
+    id: np.ndarray  # int64, equal to the row
+    lon: np.ndarray  # float64, degrees WGS 84, centre of the patch
+    lat: np.ndarray
+    epsg: np.ndarray  # int32, 0 unknown
+    x: np.ndarray  # float64, upper left corner in metres of that CRS, NaN unknown
+    y: np.ndarray
+    time_s2: np.ndarray  # int64 ns UTC, int64 min unknown
+    time_s1: np.ndarray
+    split: np.ndarray  # uint8, position in schema.SPLITS
+    nodata_fraction: np.ndarray  # float32, over all bands
+    cloud_fraction: np.ndarray  # float32, NaN unknown
+    source: np.ndarray  # str, what the patch was cut from
+
+
+class Corpus:
+    """A complete corpus, opened for reading by `open_corpus`."""
+
+    def __init__(self, path: Path, group: zarr.Group) -> None:
+        described = group.attrs["dsengine"]
+        self.path = path
+        self.attributes: dict[str, Any] = dict(described)
+        self.bands = tuple(Band(**band) for band in described["bands"])
+        self.sensors = tuple(dict.fromkeys(band.sensor for band in self.bands))
+        self.patch_size = int(described["patch_size"])
+        self.resolution_m = float(described["resolution_m"])
+        self.arrays: Mapping[str, zarr.Array] = MappingProxyType({b.array: _member(group, b.array, path) for b in self.bands})
+        self.index = Index(*(np.asarray(_member(group, f"index/{name}", path)[...]) for name in Index._fields))
+        names = sorted(group["labels"].array_keys()) if "labels" in group else []
+        self.labels: Mapping[str, zarr.Array] = MappingProxyType({name: group[f"labels/{name}"] for name in names})
+
+    def __len__(self) -> int:
+        return len(self.index.id)
+
+    def read(self, ids: Sequence[int] | np.ndarray, sensor: str) -> np.ndarray:
+        """(B, C, H, W) stored int16 of one sensor by plain zarr-python, bands in corpus order, coarser bands repeated."""
+        bands = [band for band in self.bands if band.sensor == sensor]
+        rows = np.asarray(ids, np.int64)
+        if not bands:
+            raise UsageError(f"sensor {sensor!r} is not in {self.path}; legal: {', '.join(self.sensors)}")
+        if rows.ndim != 1 or (rows.size and (rows.min() < 0 or rows.max() >= len(self))):
+            raise UsageError(f"ids must be a list of rows in 0..{len(self) - 1}, got {ids!r}")
+        stored = {name: self.arrays[name].oindex[rows] for name in dict.fromkeys(band.array for band in bands)}
+        return np.stack([_upsampled(stored[band.array][:, band.channel], band.factor) for band in bands], axis=1)
+
+    def contract(self) -> Contract:
+        """Bands, units and statistics as they travel with weights. UsageError when the corpus has no usable statistics."""
+        attrs = [(band, dict(self.arrays[band.array].attrs)) for band in self.bands]
+        if any("mean" not in a or "std" not in a for _, a in attrs):
+            raise UsageError(f"{self.path}: no statistics: run `dsengine corpus stats {self.path}`")
+        if flat := [band.name for band, a in attrs if not a["std"][band.channel]]:
+            raise UsageError(f"{self.path}: {', '.join(flat)}: no valid pixel or a constant value, so it cannot be z-scored; legal: bands that vary")
+        column = lambda key: tuple(a[key][band.channel] for band, a in attrs)  # noqa: E731
+        whole = lambda key: tuple(a[key] for _, a in attrs)  # noqa: E731
+        return Contract(bands=self.bands, units=whole("units"), scale=whole("scale_factor"), offset=whole("add_offset"),
+                        mean=column("mean"), std=column("std"), nodata=attrs[0][1]["nodata"],
+                        patch_size=self.patch_size, resolution_m=self.resolution_m)
+
+    def rows(self, split: str) -> np.ndarray:
+        """Rows of train, val or test, or of all, ascending int64."""
+        if split == "all":
+            return self.index.id.astype(np.int64)
+        if split not in SPLITS:
+            raise UsageError(f"split={split!r} is not legal: {', '.join(SPLITS)}, all")
+        return np.flatnonzero(self.index.split == SPLITS.index(split)).astype(np.int64)
+
+
+def open_corpus(path: str | os.PathLike[str]) -> Corpus:
+    """Open a corpus. UsageError when there is none, it is unfinished, or of another version."""
+    folder = Path(path)
+    if not (folder / "zarr.json").is_file():
+        raise UsageError(f"{folder} is not a corpus: it has no zarr.json; make one with `dsengine corpus build` or `dsengine corpus synth`")
+    try:
+        group = zarr.open_group(folder, mode="r")
+        described = group.attrs.get("dsengine")
+    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+        raise UsageError(f"{folder} is not a corpus: its zarr.json cannot be read as a Zarr v3 group ({error})") from error
+    if not isinstance(described, dict):
+        raise UsageError(f"{folder} is a Zarr group but not a corpus: it has no attribute `dsengine`")
+    if described.get("version") != VERSION:
+        raise UsageError(f"{folder}: corpus version {described.get('version')} is not legal: this build reads version {VERSION}")
+    if not described.get("complete"):
+        raise UsageError(f"{folder} is an unfinished build; run the command that started it again, it continues")
+    return Corpus(folder, group)
+
+
+def _member(group: zarr.Group, name: str, path: Path) -> zarr.Array:
+    member = group.get(name)
+    if not isinstance(member, zarr.Array):
+        raise UsageError(f"{path}: array {name} is missing")
+    return member
+
+
+def _upsampled(x_BHW: np.ndarray, factor: int) -> np.ndarray:
+    return x_BHW if factor == 1 else x_BHW.repeat(factor, axis=1).repeat(factor, axis=2)
