@@ -1,12 +1,13 @@
 """Counter-based randomness: Philox4x32-10, so every draw is a function of its key and nothing else.
 
-A draw depends on (seed, site, lane, step or epoch, sample id, index) and never on batch size, worker, rank or restart:
-    key     = (seed, lane << 8 | site)              two 32-bit words
+A draw depends on (seed, site, step or epoch, sample id, index) and never on batch size, worker, rank or restart:
+    key     = (seed, crc32 of the site's name)      two 32-bit words
     counter = (id low, id high, step, block)        four 32-bit words; one block gives four words
+A site is who draws, such as "csf.shift": two sites never share numbers, and a site's name is part of what a seed means.
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
-from enum import IntEnum
+import zlib
 
 import numpy as np
 
@@ -17,17 +18,6 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
-
-
-class Site(IntEnum):
-    """Who draws. Two sites never share numbers; values are part of the meaning of a seed and never change."""
-
-    CROP = 1  # shared by all views of a sample
-    VIEW = 2  # lane = view number
-    ORDER = 3  # sample order of an epoch
-    NEGATIVES = 4  # shift of the batch that gives a triplet its negatives
-    SYNTH = 5  # synthetic corpus
-    SPLIT = 6  # spatial blocks into train, val, test
 
 
 def uint32(key: tuple[int, int], counters: np.ndarray) -> np.ndarray:
@@ -42,25 +32,29 @@ def uint32(key: tuple[int, int], counters: np.ndarray) -> np.ndarray:
     return np.stack((c0, c1, c2, c3), axis=-1).astype(np.uint32)
 
 
-def words(*, seed: int, site: Site, step: int, ids: np.ndarray, blocks: np.ndarray, lane: int = 0) -> np.ndarray:
+def words(*, seed: int, site: str, step: int, ids: np.ndarray, blocks: np.ndarray) -> np.ndarray:
     """(n, m, 4) uint32 for ids (n,) int64 >= 0 and blocks (m,) in [0, 2**32); step is an epoch, a step, or 0."""
-    for name, value, bits in (("seed", seed, 32), ("step", step, 32), ("lane", lane, 24)):
-        if not 0 <= value < 1 << bits:
-            raise UsageError(f"{name}: {value} is not legal, it must be in [0, 2**{bits})")
+    for name, value in (("seed", seed), ("step", step)):
+        if not 0 <= value < 1 << 32:
+            raise UsageError(f"{name}: {value} is not legal, it must be in [0, 2**32)")
     ids = np.asarray(ids, dtype=np.int64).astype(np.uint64)
     counters = np.empty((len(ids), len(blocks), 4), dtype=np.uint64)
     counters[..., 0] = (ids & _LOW)[:, None]
     counters[..., 1] = (ids >> _SHIFT)[:, None]
     counters[..., 2] = step
     counters[..., 3] = blocks
-    return uint32((seed, lane << 8 | site), counters)
+    return uint32((seed, zlib.crc32(site.encode())), counters)
 
 
-def uniform(*, seed: int, site: Site, step: int, ids: np.ndarray, count: int, lane: int = 0) -> np.ndarray:
+def uniform(*, seed: int, site: str, step: int, ids: np.ndarray, count: int) -> np.ndarray:
     """(n, count) float64 in [0, 1), multiples of 2**-32; the first numbers do not depend on `count`."""
-    blocks = np.arange(-(-count // 4))
-    bits = words(seed=seed, site=site, step=step, ids=ids, blocks=blocks, lane=lane)
+    bits = words(seed=seed, site=site, step=step, ids=ids, blocks=np.arange(-(-count // 4)))
     return to_unit(bits.reshape(len(bits), -1)[:, :count])
+
+
+def integer(bound: int, *, seed: int, site: str, step: int) -> int:
+    """One number in [0, bound) that belongs to a step rather than to a sample."""
+    return int(to_range(words(seed=seed, site=site, step=step, ids=np.zeros(1), blocks=np.zeros(1))[0, 0, 0], bound))
 
 
 def to_unit(bits: np.ndarray) -> np.ndarray:

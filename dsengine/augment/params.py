@@ -79,8 +79,8 @@ def draw(augment: Augment, *, view: int, size: int, patch_size: int, num_bands: 
         raise UsageError(f"size: {size} px does not fit the corpus, legal: 1 to {patch_size} px")
     num_jitters = _whole(augment.jitters, level)
     blocks = _blocks(num_jitters, num_bands)
-    shared = noise.words(seed=seed, site=noise.Site.CROP, step=epoch, ids=ids, blocks=np.zeros(1))[:, 0]
-    own = noise.words(seed=seed, site=noise.Site.VIEW, lane=view, step=epoch, ids=ids, blocks=blocks)
+    shared = noise.words(seed=seed, site="augment.sample", step=epoch, ids=ids, blocks=np.zeros(1))[:, 0]
+    own = noise.words(seed=seed, site=f"augment.view.{view}", step=epoch, ids=ids, blocks=blocks)
     jitter_bits = own[:, 1:1 + 2 * num_jitters].reshape(len(own), num_jitters, 8)
     dropout_bits = own[:, 1 + 2 * num_jitters:].reshape(len(own), -1)[:, :num_bands]
     return Draws(

@@ -1,0 +1,98 @@
+// The mathematics of the augmentation, shared by CPU and CUDA.
+//
+// Per band, x = r - center for a raw integer r, and x = 0 where r is nodata. Per sample and view
+//     y = A x + T m + b,    m = mean of x over the crop's pixels with data (0 where a band has none),
+// and y[i] = 0 where band i has no data, 0 in channels past num_bands. A band of factor f repeats each of its pixels
+// f times along y and x. Output pixel (y, x) of dihedral code k + 4 * mirror shows crop pixel (y', x'): first x is
+// mirrored if asked, then the image is turned k quarter turns as torch.rot90(k, dims=(-2, -1)) turns it.
+#pragma once
+#include <stdint.h>
+#include <string.h>
+
+#include "dsengine.h"
+
+#if defined(__CUDACC__)
+#define DSE_INLINE __host__ __device__ inline
+#else
+#define DSE_INLINE inline
+#endif
+
+namespace dse {
+
+// Crop coordinates as an affine function of output coordinates: along = start + y * dy + x * dx.
+struct Walk {
+  int32_t row0, row_dy, row_dx;
+  int32_t col0, col_dy, col_dx;
+};
+
+DSE_INLINE Walk walk_of(int32_t code, int32_t size) {
+  const int32_t last = size - 1;
+  const int32_t turns = code & 3;
+  Walk w = {0, 1, 0, 0, 0, 1};
+  if (turns == 1) w = Walk{0, 0, 1, last, -1, 0};
+  if (turns == 2) w = Walk{last, -1, 0, last, 0, -1};
+  if (turns == 3) w = Walk{last, 0, -1, 0, 1, 0};
+  if (code & 4) {
+    w.row0 += last * w.row_dx;
+    w.col0 += last * w.col_dx;
+    w.row_dx = -w.row_dx;
+    w.col_dx = -w.col_dx;
+  }
+  return w;
+}
+
+// Where one band of one sample lies.
+struct Plane {
+  const int16_t* data;
+  int32_t width;
+  int32_t factor;
+};
+
+DSE_INLINE Plane plane_of(const dse_augment_args& a, int64_t sample, int32_t band) {
+  const int32_t* row = a.bands + 3 * band;
+  const dse_source& s = a.source[row[0]];
+  const int64_t area = (int64_t)s.height * s.width;
+  return Plane{s.data + (sample * s.channels + row[1]) * area, s.width, row[2]};
+}
+
+// Mean of x over n pixels with data whose raw values sum to `sum`.
+DSE_INLINE double centered_mean(int64_t sum, int64_t n, float center) { return n ? (double)sum / (double)n - (double)center : 0.0; }
+
+// T m + b of one output channel, added up in double.
+DSE_INLINE float shift_of(const float* T_row, const double* mean, float b, int32_t num_bands) {
+  double total = b;
+  for (int32_t j = 0; j < num_bands; ++j) total += (double)T_row[j] * mean[j];
+  return (float)total;
+}
+
+DSE_INLINE uint32_t bits_of(float x) {
+  uint32_t u;
+  memcpy(&u, &x, sizeof u);
+  return u;
+}
+
+DSE_INLINE float float_of(uint32_t u) {
+  float x;
+  memcpy(&x, &u, sizeof x);
+  return x;
+}
+
+// Round to nearest even; NaN stays NaN.
+DSE_INLINE uint16_t to_bfloat16(float x) {
+  const uint32_t u = bits_of(x);
+  const uint32_t rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
+  return (uint16_t)((u & 0x7FFFFFFFu) > 0x7F800000u ? 0x7FC0u : rounded);
+}
+
+// Round to nearest even; beyond 65504 is infinity, below 2^-14 is subnormal, NaN stays NaN.
+DSE_INLINE uint16_t to_float16(float x) {
+  const uint32_t sign = (bits_of(x) >> 16) & 0x8000u;
+  const uint32_t u = bits_of(x) & 0x7FFFFFFFu;
+  // Adding 0.5 puts the last bit of a subnormal half at the last bit of the float, so the sum is rounded as wanted.
+  const uint32_t subnormal = bits_of(float_of(u) + 0.5f) - 0x3F000000u;
+  const uint32_t normal = (u - 0x38000000u + 0xFFFu + ((u >> 13) & 1u)) >> 13;
+  const uint32_t large = u > 0x7F800000u ? 0x7E00u : 0x7C00u;
+  return (uint16_t)(sign | (u < 0x38800000u ? subnormal : u < 0x477FF000u ? normal : large));
+}
+
+}  // namespace dse
