@@ -1,24 +1,19 @@
 """Compressed chunk bytes of a batch, read by shard index into one reused slab; no zarr-python per patch.
 
-A shard file is inner chunks in any order and an index of (offset, size) pairs of little-endian uint64, 16 bytes a
-chunk, closed by its crc32c; both words all ones mean that the chunk was not stored and is all fill value
-(Zarr v3 sharding codec, section "Binary shard format"). One inner chunk is one patch.
+A shard file is inner chunks in any order and a table of (offset, size), 16 bytes a chunk (`corpus.shards`). A chunk
+without an entry was not stored and is all fill value. One inner chunk is one patch.
 """
 
-import errno
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
-import google_crc32c
 import numpy as np
 
+from dsengine.corpus.shards import MISSING, read_table
 from dsengine.data.layout import ChunkLayout
 from dsengine.errors import RunError
-
-ABSENT = np.uint64(0xFFFFFFFFFFFFFFFF)
-CRC_BYTES = 4
 
 
 class Chunks(NamedTuple):
@@ -61,7 +56,7 @@ def run_parts(pool: ThreadPoolExecutor, work: list) -> None:
 
 
 class ShardIndex:
-    """Offset and size of every chunk of one array, each shard's footer read and checked on first use."""
+    """Offset and size of every chunk of one array; a shard's table is read and checked on first use."""
 
     def __init__(self, layout: ChunkLayout) -> None:
         self._layout = layout
@@ -77,32 +72,18 @@ class ShardIndex:
             self._entry[s] = self._read(s, patch)
             self._known[s] = True
         entry = self._entry[shard, slot]
-        stored = entry[:, 0] != ABSENT
+        stored = entry[:, 0] != MISSING
         offset, size = np.where(stored[:, None], entry, np.uint64(0)).astype(np.int64).T
         return shard, offset, size
 
     def _read(self, shard: int, patch: int) -> np.ndarray:
-        """(patches_per_shard, 2) uint64 footer of `shard`; `patch` is named when it is damaged."""
-        layout = self._layout
-        path = layout.shard_path(shard)
-        want = layout.patches_per_shard * 16 + CRC_BYTES
+        """(patches_per_shard, 2) uint64 table of `shard`; `patch` is named when it is damaged."""
         try:
-            with open(path, "rb", buffering=0) as file:
-                length = os.fstat(file.fileno()).st_size
-                at = max(0, length - want) if layout.index_at_end else 0
-                raw = os.pread(file.fileno(), want, at)
-        except OSError as error:
-            raise damage(layout, patch, "the shard file is missing" if error.errno == errno.ENOENT else str(error))
-        if len(raw) < want:
-            raise damage(layout, patch, f"the shard is {length} bytes, less than its index of {want}")
-        body, stored_crc = raw[:-CRC_BYTES], int.from_bytes(raw[-CRC_BYTES:], "little")
-        if google_crc32c.value(body) != stored_crc:
-            raise damage(layout, patch, "the shard index fails its crc32c (truncated or overwritten file)")
-        entry = np.frombuffer(body, dtype="<u8").reshape(-1, 2)
-        inside = (entry[:, 0] == ABSENT) | ((entry[:, 0] <= length) & (entry[:, 1] <= length - entry[:, 0]))
-        if not inside.all():
-            raise damage(layout, patch, f"the shard index points behind the end of the file ({length} bytes)")
-        return entry
+            return read_table(self._layout.shard_path(shard), self._layout.patches_per_shard)
+        except FileNotFoundError:
+            raise damage(self._layout, patch, "the shard file is missing") from None
+        except (OSError, ValueError) as error:
+            raise damage(self._layout, patch, str(error)) from error
 
 
 class ChunkReader:
@@ -155,7 +136,7 @@ class ChunkReader:
         try:
             return os.open(self.layout.shard_path(extent.shard), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise damage(self.layout, extent.patch, str(error))
+            raise damage(self.layout, extent.patch, str(error)) from error
 
     def _fill(self, fd: int, target: memoryview, extent: Extent) -> None:
         done = 0
@@ -164,7 +145,7 @@ class ChunkReader:
             try:
                 got = os.preadv(fd, [target[lo:extent.start + extent.size]], extent.offset + done)
             except OSError as error:
-                raise damage(self.layout, extent.patch, str(error))
+                raise damage(self.layout, extent.patch, str(error)) from error
             if got == 0:
                 raise damage(self.layout, extent.patch, f"the shard ends {extent.size - done} bytes early (truncated)")
             done += got

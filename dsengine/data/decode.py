@@ -9,8 +9,9 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc, zstd
 
-from dsengine.data.chunks import CRC_BYTES, Chunks, run_parts
+from dsengine.data.chunks import Chunks, run_parts
 
+CRC_BYTES = 4
 BLOSC_HEADER = np.dtype([("versions", "u1", 2), ("flags", "u1"), ("typesize", "u1"),
                          ("nbytes", "<u4"), ("blocksize", "<u4"), ("cbytes", "<u4")])
 

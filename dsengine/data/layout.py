@@ -20,7 +20,6 @@ class ChunkLayout:
     num_patches: int
     patch_shape: tuple[int, int, int]  # C, H, W
     patches_per_shard: int
-    index_at_end: bool
     compressor: str  # blosc | zstd | none
     checked: bool  # each chunk ends with its crc32c
     fill_value: int
@@ -54,12 +53,12 @@ def chunk_layout(array: zarr.Array, *, root: Path) -> ChunkLayout:
         raise UsageError(f"array {name} of {root}: chunks {codec.chunk_shape} of {array.shape}; {LEGAL}")
     compressor, checked = _inner_codecs(codec, name=name, root=root)
     index = [type(c) for c in codec.index_codecs]
-    if index != [BytesCodec, Crc32cCodec]:
-        raise UsageError(f"array {name} of {root}: shard index codecs {codec.index_codecs}; legal: bytes(little), crc32c")
+    if index != [BytesCodec, Crc32cCodec] or codec.index_location.value != "end":
+        raise UsageError(f"array {name} of {root}: shard index {codec.index_codecs} at the {codec.index_location.value}; "
+                         "legal: bytes(little), crc32c at the end")
     return ChunkLayout(
         name=name, directory=root / array.path, num_patches=array.shape[0], patch_shape=tuple(array.shape[1:]),
-        patches_per_shard=patches, index_at_end=codec.index_location.value == "end", compressor=compressor,
-        checked=checked, fill_value=int(array.fill_value), separator=meta.chunk_key_encoding.separator)
+        patches_per_shard=patches, compressor=compressor, checked=checked, fill_value=int(array.fill_value), separator=meta.chunk_key_encoding.separator)
 
 
 def _inner_codecs(codec: ShardingCodec, *, name: str, root: Path) -> tuple[str, bool]:
