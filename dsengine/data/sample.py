@@ -1,6 +1,6 @@
 """The vocabulary shared by methods and loader: what a sample looks like to a method."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from torch import Tensor
@@ -13,7 +13,7 @@ from dsengine.dist import SOLO, World
 class View:
     """One crop of the sample, as a method wants it. Views of one sample share the crop's base offset."""
 
-    size: int  # side of the crop, pixels of the finest ground resolution
+    size: int | None = None  # side of the crop, pixels of the finest ground resolution; None is the run's data.size
     bands: tuple[str, ...] | None = None  # names in corpus order; None is every band, S2 then S1
     augment: Augment = Augment()
 
@@ -27,3 +27,13 @@ class Batch(NamedTuple):
     seed: int = 0  # with step, the key of every draw the method makes itself
     step: int = 0
     world: World = SOLO  # whose rows make up the global batch
+
+
+def default_crop(patch_size: int) -> int:
+    """Side of the crop when none is asked for: leaves 16 px to move in, at most the papers' 128, a multiple of 16."""
+    return min(128, (patch_size - 16) // 16 * 16) if patch_size >= 32 else patch_size
+
+
+def sized(views: tuple[View, ...], size: int) -> tuple[View, ...]:
+    """The same views, with `size` where a view names none."""
+    return tuple(replace(view, size=size) if view.size is None else view for view in views)

@@ -3,6 +3,7 @@
 14 x 128 x 128 -> 512 x 8 x 8: a stride-2 stem, then strides 1, 2, 2, 2. Optional SAGAN blocks after layer3 and layer4.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -55,7 +56,8 @@ class ResNet(nn.Module):
         x = self.layer2(self.layer1(x))
         x = self.attention3(self.layer3(x))
         dense = self.attention4(self.layer4(x))
-        return Features(dense.mean((2, 3)), dense)
+        # At least fp32: the mean of many bf16 cells would lose what the cells still had.
+        return Features(dense.mean((2, 3), dtype=torch.promote_types(dense.dtype, torch.float32)), dense)
 
 
 def _layer(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:

@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 from torch.distributed import ProcessGroup
 
 from dsengine.dist import gather_rows, rank_in
@@ -12,7 +13,8 @@ class _Triplet(torch.autograd.Function):
     """Gradients are written in the forward pass, where the distances are at hand; backward only scales them."""
 
     @staticmethod
-    def forward(ctx, anchor, positive, negative, margin, kind, shift, group):
+    def forward(ctx: FunctionCtx, anchor: Tensor, positive: Tensor, negative: Tensor | None, margin: float, kind: str,
+                shift: int | None, group: ProcessGroup | None) -> tuple[Tensor, Tensor]:
         a, p = _at_least_fp32(anchor), _at_least_fp32(positive)
         if negative is not None:
             result = reference.given(a, p, _at_least_fp32(negative), margin, kind)
@@ -26,7 +28,7 @@ class _Triplet(torch.autograd.Function):
         return result.loss, result.active
 
     @staticmethod
-    def backward(ctx, grad_loss, _):
+    def backward(ctx: FunctionCtx, grad_loss: Tensor, _: None) -> tuple[Tensor | None, ...]:
         grads = (None if g is None else (grad_loss * g).to(t) for g, t in zip(ctx.saved_tensors, ctx.dtypes))
         return *grads, None, None, None, None
 

@@ -1,0 +1,128 @@
+"""The `dsengine` command. Exit codes: 0 done, 1 the run failed, 2 the request was not legal."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from dsengine.errors import RunError, UsageError, nearest
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; errors of the two expected kinds print as one line."""
+    parser = build_parser()
+    args = parser.parse_args(argv)
+    try:
+        return args.run(args)
+    except UsageError as error:
+        return _fail(error, 2)
+    except RunError as error:
+        return _fail(error, 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted; `--resume` with the same --out goes on from the last checkpoint", 1)
+    except BrokenPipeError:  # `dsengine ... | head`: nobody reads on, which is no failure
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    from dsengine.corpus import commands
+
+    parser = _Parser(prog="dsengine", description="Self-supervised pretraining on Sentinel-1/2 imagery.")
+    subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
+    commands.add_parser(subparsers)
+    _add_train(subparsers)
+    doctor = subparsers.add_parser("doctor", help="what is built, found and missing, and what to do about it")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with the nearest legal flags in its errors, and no guessing from prefixes."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, **{"allow_abbrev": False, **kwargs})
+
+    def error(self, message: str) -> None:
+        """Print one line and exit with 2."""
+        head, _, unknown = message.partition("unrecognized arguments: ")
+        if unknown and not head:
+            flag = unknown.split()[0]
+            message += f"; {nearest(flag, self.all_flags())}"
+        self.exit(2, f"{self.prog}: {message}\n")
+
+    def all_flags(self) -> list[str]:
+        """Long flags of this parser and its subcommands."""
+        flags = {s for action in self._actions for s in action.option_strings if s.startswith("--")}
+        for action in self._actions:
+            if isinstance(action, argparse._SubParsersAction):
+                flags.update(flag for sub in action.choices.values() for flag in sub.all_flags())
+        return sorted(flags)
+
+
+def _add_train(subparsers: argparse._SubParsersAction) -> None:
+    parser = subparsers.add_parser("train", help="pretrain an encoder", description=(
+        "Pretrain an encoder. Without --corpus a small synthetic corpus is made once in the user's cache. "
+        "A run is defaults < --config < flags < --set; --print-config shows the result."))
+    parser.add_argument("--method", metavar="NAME", help="pretraining method (default csf)")
+    parser.add_argument("--encoder", metavar="NAME", help="encoder (default resnet18)")
+    parser.add_argument("--corpus", metavar="PATH", help="corpus folder, made by `dsengine corpus build` or `synth`")
+    parser.add_argument("--out", metavar="DIR", help="run folder (default: a new one under ./runs)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
+    parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of this machine to use (default all; 0 is CPU)")
+    parser.add_argument("--procs", type=int, metavar="N", help="ranks on CPU (default 1)")
+    parser.add_argument("--epochs", type=int, metavar="N", help="passes over the train split (default 20)")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="global batch over all ranks")
+    parser.add_argument("--seed", type=int, metavar="N", help="of everything that is drawn (default 0)")
+    parser.add_argument("--config", metavar="FILE", help="YAML file of settings, such as a run's config.yaml")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting by its dotted key, e.g. train.lr=1e-3")
+    parser.add_argument("--print-config", action="store_true", help="print the configuration as YAML and stop")
+    parser.set_defaults(run=_train)
+
+
+_FLAGS = {"method": "method.name", "encoder": "encoder.name", "corpus": "corpus", "out": "out", "gpus": "device.gpus",
+          "procs": "device.procs", "epochs": "train.epochs", "batch_size": "train.batch_size", "seed": "train.seed"}
+
+
+def _train(args: argparse.Namespace) -> int:
+    from dsengine import config as configuration
+
+    given = [configuration.nest(key, getattr(args, flag)) for flag, key in _FLAGS.items() if getattr(args, flag) is not None]
+    file = [configuration.load_file(args.config)] if args.config else []
+    settings = configuration.merge(*file, *given, *map(configuration.assignment, args.set))
+    if args.print_config:
+        print(configuration.to_yaml(configuration.resolve(settings)), end="")
+        return 0
+    from dsengine.engine import launch
+
+    folder = launch.run(launch.configure(settings, resume=args.resume), resume=args.resume)
+    if int(os.environ.get("RANK", 0)) == 0:
+        print(_summary(folder))
+    return 0
+
+
+def _summary(folder: Path) -> str:
+    from dsengine.engine.checkpoint import latest
+    from dsengine.engine.log import read_metrics
+
+    records = read_metrics(folder)
+    losses = [(name, [r[name] for r in records if name in r]) for name in ("loss", "heldout_loss")]
+    text = ", ".join(f"{name.replace('_', '-')} {values[0]:.4f} -> {values[-1]:.4f}" for name, values in losses if values)
+    return (f"done: {text}\n  run         {folder}\n  loss figure {folder / 'figures' / 'loss.png'}\n"
+            f"  views       {folder / 'figures' / 'views.png'}\n  checkpoint  {latest(folder)[0].path}")
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from dsengine.doctor import report
+
+    return report()
+
+
+def _fail(error: object, code: int) -> int:
+    print(f"dsengine: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,92 @@
+"""CSF, contrastive sensor fusion: two views of a place that see other bands must agree, other places must not.
+
+    crop x at a random offset; crop x' at most d pixels away
+    v  = drop_bands(jitter(x)),  v' = drop_bands(jitter(x'))          strengths grow with the curriculum
+    z  = encoder(v),             z' = encoder(v')
+    loss = mean max(0, d(z, z') - d(z, roll(z')) + margin)            the roll's shift is drawn for each step
+
+Source: the first paper, section 4.3 (DeepSentinel), after Swope et al., "Representation learning for remote sensing:
+an unsupervised sensor fusion approach", 2021. Defaults are the DeepSentinel configuration. Where we depart, and why:
+- pooled embeddings, margin 1, by default; `per_cell` with `l1` and margin 0.1 is the original's per-cell form.
+- bands are dropped after z-scoring (a dropped band is its mean): dropping raw values made an outlier of every drop.
+- jitter acts on z-scored floats: the original's went through 8-bit images, in which raw reflectance wraps around.
+- the curriculum stays at its maximum: the original's falls back to the minimum after the ramp.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsengine.augment.params import Augment, Curriculum
+from dsengine.data.sample import Batch, View
+from dsengine.errors import UsageError
+from dsengine.kernels import triplet
+from dsengine.methods import Method
+from dsengine.noise import integer
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Settings of CSF. Each pair is (value before the ramp, value after it)."""
+
+    margin: float = 1.0  # in units of the distance
+    distance: Literal["euclidean", "l1", "squared"] = "euclidean"
+    per_cell: bool = False  # compare the maps cell by cell instead of their averages
+    shift_px: tuple[int, int] = (1, 16)  # of the second view against the first, pixels
+    jitters: tuple[int, int] = (1, 10)  # colour jitters per view, each on a random triple of bands
+    jitter_strength: tuple[float, float] = (0.01, 0.1)
+    jitter_space: Literal["zscore", "physical"] = "zscore"
+    band_dropout: tuple[float, float] = (0.01, 0.3)  # probability, for each band on its own
+    dihedral: Literal["none", "shared", "independent"] = "none"  # flips and quarter turns; the original has none
+    warmup: int = 5  # epochs at the first value
+    ramp: int = 10  # epochs from the first to the second
+
+
+class CSF(Method):
+    """One encoder for all bands, two views."""
+
+    def __init__(self, config: Config, encoders: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+        self.encoders = nn.ModuleDict(encoders)
+        self.views = _views(config)
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        (encoder,) = self.encoders.values()
+        features = encoder(torch.cat(batch.views))
+        # The original puts a ReLU on the map that it compares; pooled features keep the encoder's own range.
+        z = F.relu(features.dense) if self.config.per_cell else features.pooled
+        anchor, positive = z.chunk(2)
+        shift = _shift(batch)
+        loss, active = triplet(anchor, positive, margin=self.config.margin, distance=self.config.distance,
+                               shift=shift, group=batch.world.group)
+        return {"loss": loss, "active": active, "feature_std": _relative_std(features.pooled.detach())}
+
+
+def _views(config: Config) -> tuple[View, View]:
+    common = dict(jitters=config.jitters, jitter_strength=config.jitter_strength, jitter_space=config.jitter_space,
+                  band_dropout=config.band_dropout, dihedral=config.dihedral,
+                  curriculum=Curriculum(warmup=config.warmup, ramp=config.ramp))
+    return View(augment=Augment(**common)), View(augment=Augment(shift_px=config.shift_px, **common))
+
+
+def _shift(batch: Batch) -> int:
+    """Rows by which the positives are rolled to become negatives: uniform in 1 .. global batch - 1."""
+    rows = batch.sample_id.shape[0] * batch.world.size
+    return 1 + integer(rows - 1, seed=batch.seed, step=batch.step, site="csf.shift")
+
+
+def _relative_std(x_BD: Tensor) -> Tensor:
+    """Mean per-dimension std of the L2-normalised rows, times sqrt(D): near 0 is collapse, 1 is uniform directions."""
+    unit = F.normalize(x_BD.float() if x_BD.dtype != torch.float64 else x_BD, dim=1)
+    return unit.std(0, correction=0).mean() * x_BD.shape[1] ** 0.5
+
+
+def build(config: Config, encoders: dict[str, nn.Module]) -> CSF:
+    """CSF around the single encoder of `encoders`, which sees all bands."""
+    if len(encoders) != 1:
+        raise UsageError(f"csf takes one encoder for all bands, got {len(encoders)}: {', '.join(encoders)}")
+    return CSF(config, encoders)
