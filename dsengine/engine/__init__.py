@@ -1,0 +1,1 @@
+"""The loop and what it is made of. Nothing here knows a method or an encoder by name."""

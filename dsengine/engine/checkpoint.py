@@ -1,0 +1,131 @@
+"""Checkpoints that a kill cannot damage, and reading the encoder back out of one.
+
+A checkpoint is a folder `checkpoints/step-00000080` with model.safetensors, state.pt (optimiser; loads with
+weights_only=True) and manifest.json (step, configuration, corpus contract, sha256 of the others), written last. It is
+staged beside its final place, synced, and renamed: a folder with its final name is whole.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from dsengine.corpus.schema import Contract
+from dsengine.encoders import build_encoder
+from dsengine.errors import RunError, UsageError
+
+
+class Checkpoint(NamedTuple):
+    """A verified checkpoint on disk."""
+
+    path: Path
+    step: int
+    config: dict
+    contract: Contract
+
+
+def save(run: Path, *, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, config: dict,
+         contract: Contract, keep: int) -> Path:
+    """Write the checkpoint of `step` and remove all but the newest `keep`; RunError when the disk refuses."""
+    final = run / "checkpoints" / f"step-{step:08d}"
+    stage = final.with_name(f".{final.name}.part")
+    try:
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir(parents=True)
+        save_file({k: v.contiguous() for k, v in method.state_dict().items()}, stage / "model.safetensors")
+        torch.save(optimizer.state_dict(), stage / "state.pt")
+        hashes = {name: _sha256(stage / name) for name in ("model.safetensors", "state.pt")}
+        manifest = {"format": 1, "step": step, "config": config, "contract": contract.to_json(), "sha256": hashes}
+        (stage / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        for path in [*stage.iterdir(), stage]:
+            _sync(path)
+        shutil.rmtree(final, ignore_errors=True)  # the same step again, after a resume from an older one
+        os.replace(stage, final)
+        _sync(final.parent)
+    except OSError as error:
+        raise RunError(f"checkpoint {final}: cannot be written ({error.strerror or error}); the run's last one is whole") from error
+    for old in _folders(run)[keep:]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The newest whole checkpoint of a run, and one sentence for each newer one that had to be passed over."""
+    passed = []
+    for folder in _folders(run):
+        try:
+            return read(folder), passed
+        except RunError as error:
+            passed.append(str(error))
+    return None, passed
+
+
+def read(folder: Path) -> Checkpoint:
+    """The checkpoint in `folder`, its hashes checked; RunError says what is wrong with it."""
+    try:
+        manifest = json.loads((folder / "manifest.json").read_text())
+        for name, expected in manifest["sha256"].items():
+            if _sha256(folder / name) != expected:
+                raise RunError(f"checkpoint {folder}: {name} does not match its sha256, the file is damaged")
+        return Checkpoint(folder, manifest["step"], manifest["config"], Contract.from_json(manifest["contract"]))
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+        raise RunError(f"checkpoint {folder}: not readable ({type(error).__name__}: {error})") from error
+
+
+def restore(checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Optimizer, device: torch.device) -> None:
+    """Put the checkpoint's weights and optimiser state into `method` and `optimizer`."""
+    method.load_state_dict(load_file(checkpoint.path / "model.safetensors", device=str(device)))
+    optimizer.load_state_dict(torch.load(checkpoint.path / "state.pt", map_location=device, weights_only=True))
+
+
+def load_encoder(path: str | Path) -> tuple[nn.Module, Contract]:
+    """The pretrained encoder of a run (or of one checkpoint folder), in eval mode on CPU, and its data contract.
+
+    The contract says which bands the encoder expects, in which order, units, scale and statistics.
+    Raises UsageError when `path` holds no checkpoint, RunError when every checkpoint is damaged.
+    """
+    path = Path(path)
+    if (path / "manifest.json").exists():
+        checkpoint = read(path)
+    else:
+        checkpoint, passed = latest(path)
+        if checkpoint is None and passed:
+            raise RunError(passed[0])
+        if checkpoint is None:
+            raise UsageError(f"load_encoder: no checkpoint under {path}: give a run folder or a checkpoint folder")
+    settings = dict(checkpoint.config["encoder"])
+    encoder = build_encoder(settings.pop("name"), len(checkpoint.contract.bands), **settings)
+    weights = load_file(checkpoint.path / "model.safetensors")
+    prefix = f"encoders.{_only_encoder(weights)}."
+    encoder.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
+    return encoder.eval(), checkpoint.contract
+
+
+def _only_encoder(weights: dict) -> str:
+    names = sorted({key.split(".")[1] for key in weights if key.startswith("encoders.")})
+    if len(names) != 1:
+        raise UsageError(f"load_encoder: the run has {len(names)} encoders ({', '.join(names)}), one is needed")
+    return names[0]
+
+
+def _folders(run: Path) -> list[Path]:
+    return sorted((run / "checkpoints").glob("step-*"), reverse=True)
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

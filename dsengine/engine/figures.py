@@ -1,0 +1,60 @@
+"""Pictures of a run: its loss curves, and what the encoder was shown."""
+
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+
+from dsengine.corpus import Corpus
+from dsengine.data.sample import Batch, View
+from dsengine.engine.log import read_metrics
+
+matplotlib.use("Agg")
+_RGB = ("B04", "B03", "B02")
+_SAMPLES = 6
+
+
+def draw_losses(run: Path) -> Path:
+    """figures/loss.png from metrics.jsonl: training loss (harder as the curriculum grows) and held-out loss."""
+    records = read_metrics(run)
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss", title="loss")
+    for key, label, style in (("loss", "training", "-"), ("heldout_loss", "held-out, full strength", "o-")):
+        points = [(r["step"], r[key]) for r in records if key in r]
+        if points:
+            axes.plot(*zip(*points), style, label=label, markersize=3)
+    axes.grid(alpha=0.3)
+    axes.legend()
+    return _save(figure, run / "figures" / "loss.png")
+
+
+def draw_views(batch: Batch, corpus: Corpus, views: tuple[View, ...], path: Path) -> Path:
+    """The first samples of a batch: for each view true colour (or its first three bands) and its last band."""
+    count = min(_SAMPLES, batch.sample_id.shape[0])
+    figure = Figure(figsize=(1.6 * count, 3.4 * len(views)), layout="constrained")
+    axes = figure.subplots(2 * len(views), count, squeeze=False)
+    for v, (view, x) in enumerate(zip(views, batch.views)):
+        names = view.bands or tuple(band.name for band in corpus.bands)
+        rgb = [names.index(b) for b in _RGB] if set(_RGB) <= set(names) else [min(i, len(names) - 1) for i in range(3)]
+        pixels = x[:count].float().cpu().numpy()
+        for i in range(count):
+            axes[2 * v, i].imshow(_stretch(pixels[i][rgb]).transpose(1, 2, 0))
+            axes[2 * v + 1, i].imshow(_stretch(pixels[i][len(names) - 1]), cmap="gray")
+            axes[0, i].set_title(f"sample {int(batch.sample_id[i])}", fontsize=8)
+        axes[2 * v, 0].set_ylabel(f"view {v + 1}: {' '.join(names[b] for b in rgb)}", fontsize=8)
+        axes[2 * v + 1, 0].set_ylabel(f"view {v + 1}: {names[-1]}", fontsize=8)
+    for axis in axes.flat:
+        axis.set(xticks=[], yticks=[])
+    return _save(figure, path)
+
+
+def _stretch(x: np.ndarray) -> np.ndarray:
+    """z-scores of -2 .. 2.5 as 0 .. 1, the same for every sample so that pictures can be compared."""
+    return np.clip((x + 2) / 4.5, 0, 1)
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path

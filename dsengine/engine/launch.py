@@ -1,0 +1,142 @@
+"""From a configuration to running ranks: prepares the run folder, starts the processes, joins them.
+
+One rank trains in this process. More ranks are started by torch's elastic launcher, each as
+`python -m dsengine.engine.launch`; the same module is what torchrun or srun start on many nodes.
+"""
+
+import json
+import os
+import sys
+import time
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+from dsengine import config as configuration
+from dsengine import dist
+from dsengine.config import RunConfig
+from dsengine.corpus import open_corpus
+from dsengine.corpus.default import default_corpus
+from dsengine.engine import plan
+from dsengine.engine.log import METRICS
+from dsengine.engine.train import train
+from dsengine.errors import RunError, UsageError
+
+
+# What a resumed run may change; every other setting decides what the figures of the run mean.
+_FREE = {"out", "corpus", "train.epochs", "train.max_steps", "train.log_steps", "train.checkpoint_steps",
+         "train.keep_checkpoints", "train.heldout_samples", "data.threads", "data.prefetch", "device.gpus", "device.procs"}
+
+
+def configure(settings: dict, *, resume: bool = False) -> RunConfig:
+    """The run's configuration from nested settings; a resumed run starts from its own config.yaml.
+
+    UsageError names a setting that a resumed run may not change.
+    """
+    if not resume:
+        return configuration.resolve(settings)
+    if settings.get("out") is None:
+        raise UsageError("--resume: name the run folder to go on with, --out DIR")
+    path = Path(settings["out"]) / "config.yaml"
+    if not path.exists():
+        raise UsageError(f"out={settings['out']}: holds no run to resume (no config.yaml)")
+    saved = configuration.load_file(path)
+    config = configuration.resolve(configuration.merge(saved, settings))
+    before, now = configuration.flatten(saved), configuration.flatten(configuration.dump(config))
+    for key in now.keys() - _FREE:
+        if before.get(key) != now[key]:
+            raise UsageError(f"{key}={now[key]}: the run in {settings['out']} has {before.get(key)}, "
+                             "and resuming cannot change it; start a new run")
+    return config
+
+
+def run(config: RunConfig, *, resume: bool = False) -> Path:
+    """Train `config` on as many ranks as it asks for; returns the run folder.
+
+    Everything that can be refused is refused here, before a process starts or a file is written.
+    """
+    kind, ranks = _ranks(config)
+    if config.corpus is None:
+        config = replace(config, corpus=str(default_corpus()))
+    corpus = open_corpus(config.corpus)
+    corpus.contract()  # refuses a corpus without statistics
+    plan.complete(config, corpus, ranks=ranks, device=torch.device(kind))
+    folder = _run_folder(config.out, resume)
+    if ranks == 1 or dist.under_launcher():
+        rank_main(config, folder, kind=kind, resume=resume)
+    else:
+        _start_ranks(config, folder, kind=kind, ranks=ranks, resume=resume)
+    return folder
+
+
+def _ranks(config: RunConfig) -> tuple[str, int]:
+    """Device kind and number of ranks, from the launcher above us if there is one."""
+    kind, gpus = plan.choose_device(config.device.gpus)
+    if dist.under_launcher():
+        return kind, int(os.environ["WORLD_SIZE"])
+    if config.device.procs < 1:
+        raise UsageError(f"device.procs={config.device.procs}: must be at least 1")
+    return kind, gpus if kind == "cuda" else config.device.procs
+
+
+def rank_main(config: RunConfig, folder: Path, *, kind: str, resume: bool) -> None:
+    """What one rank does."""
+    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
+    if kind == "cuda":
+        torch.cuda.set_device(device)
+    world = dist.join(device)
+    if kind == "cpu" and world.size > 1:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.size))
+    try:
+        train(config, folder, world=world, device=device, resume=resume)
+    finally:
+        dist.leave(world)
+
+
+def _run_folder(out: str | None, resume: bool) -> Path:
+    folder = Path(out) if out else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"out={folder}: is a file; give a new or an empty folder")
+    first = int(os.environ.get("RANK", 0)) == 0  # under torchrun the others find what rank 0 has begun
+    if first and not resume and folder.exists() and any(folder.iterdir()):
+        raise UsageError(f"out={folder}: is not empty; give another folder, or --resume to go on with the run in it")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / METRICS, "a"):
+            pass
+    except OSError as error:
+        raise UsageError(f"out={folder}: cannot be written ({error.strerror})") from error
+    return folder
+
+
+def _start_ranks(config: RunConfig, folder: Path, *, kind: str, ranks: int, resume: bool) -> None:
+    task = json.dumps({"config": configuration.dump(config), "folder": str(folder.resolve()), "kind": kind, "resume": resume})
+    launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
+                          rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2)
+    try:
+        elastic_launch(launch, sys.executable)("-P", "-m", "dsengine.engine.launch", task)
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise _as_own_error(rank, failure.message) from error
+
+
+def _as_own_error(rank: int, message: object) -> Exception:
+    text = message.get("message", "") if isinstance(message, dict) else str(message)
+    name, _, rest = text.partition(": ")
+    if name == "UsageError":
+        return UsageError(rest)
+    return RunError(f"rank {rank}: {rest if name == 'RunError' else text}")
+
+
+@record
+def _main() -> None:
+    task = json.loads(sys.argv[1])
+    rank_main(configuration.resolve(task["config"]), Path(task["folder"]), kind=task["kind"], resume=task["resume"])
+
+
+if __name__ == "__main__":
+    _main()

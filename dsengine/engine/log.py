@@ -1,0 +1,118 @@
+"""What a run says: metrics.jsonl and TensorBoard for later, a progress bar and one line an epoch for now."""
+
+import json
+import os
+import time
+from pathlib import Path
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch.utils.tensorboard import SummaryWriter
+
+METRICS = "metrics.jsonl"
+
+
+class Meter:
+    """Samples per second and the share of time spent waiting for data, since the last reading."""
+
+    def __init__(self) -> None:
+        self._start, self._waited, self._samples = time.perf_counter(), 0.0, 0
+
+    def add(self, *, samples: int, waited_s: float) -> None:
+        """Count one step."""
+        self._samples += samples
+        self._waited += waited_s
+
+    def read(self) -> dict[str, float]:
+        """{"samples_per_s", "data_wait" in [0, 1]}; starts the next interval."""
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        rates = {"samples_per_s": round(self._samples / elapsed, 2), "data_wait": round(self._waited / elapsed, 4)}
+        self._start, self._waited, self._samples = time.perf_counter(), 0.0, 0
+        return rates
+
+
+class RunLog:
+    """Rank 0's voice; every other rank gets a `SilentLog`. A context manager."""
+
+    def __init__(self, run: Path, *, total: int, start: int) -> None:
+        keep_until(run / METRICS, step=start)
+        self._file = open(run / METRICS, "a", buffering=1)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
+        self.console = Console(stderr=True, highlight=False)
+        columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
+                   TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
+        self._progress = Progress(*columns, console=self.console, refresh_per_second=4, disable=not self.console.is_terminal)
+        self._task = self._progress.add_task("train", total=total, completed=start, note="")
+
+    def __enter__(self) -> "RunLog":
+        self._progress.start()
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._progress.stop()
+        self._board.close()
+        self._file.close()
+
+    def say(self, text: str) -> None:
+        """One line for the person at the terminal."""
+        self._progress.console.print(text, soft_wrap=True, markup=False)
+
+    def step_done(self) -> None:
+        """Advance the bar."""
+        self._progress.advance(self._task)
+
+    def write(self, record: dict) -> None:
+        """One object to metrics.jsonl, its numbers to TensorBoard, the loss and rates to the bar."""
+        self._file.write(json.dumps(record) + "\n")
+        for name, value in record.items():
+            if isinstance(value, float):
+                self._board.add_scalar(name, value, record["step"])
+        if "loss" in record:
+            note = f"loss {record['loss']:.4f}  {record['samples_per_s']:.1f} samples/s  data wait {record['data_wait']:.1%}"
+            self._progress.update(self._task, note=note)
+
+    def sync(self) -> None:
+        """Make what was written survive a power cut; called before a checkpoint refers to it."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+class SilentLog:
+    """The same voice, saying nothing."""
+
+    def __enter__(self) -> "SilentLog":
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        pass
+
+    def say(self, text: str) -> None:
+        """Nothing."""
+
+    def step_done(self) -> None:
+        """Nothing."""
+
+    def write(self, record: dict) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+
+def read_metrics(run: Path) -> list[dict]:
+    """The whole lines of a run's metrics.jsonl, in order; a line cut off by a kill is left out."""
+    path = run / METRICS
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def keep_until(path: Path, *, step: int) -> None:
+    """Cut a metrics file back to the records of `step` and before, as a resume from that step needs."""
+    if not path.exists():
+        return
+    kept = [json.dumps(record) + "\n" for record in read_metrics(path.parent) if record["step"] <= step]
+    part = path.with_suffix(".part")
+    part.write_text("".join(kept))
+    os.replace(part, path)

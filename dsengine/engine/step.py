@@ -1,0 +1,69 @@
+"""One training step: forward, backward, update. Nothing here makes the host wait for the device."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dsengine.data.sample import Batch
+from dsengine.dist import World
+
+_DTYPES = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
+
+
+def view_dtype(precision: str) -> torch.dtype:
+    """What the loader should write: bf16 views feed the first convolution as they are."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def place(method: nn.Module, precision: str, device: torch.device) -> nn.Module:
+    """`method` on `device` in the precision of its parameters (fp32 under bf16 autocast), channels-last."""
+    return method.to(device=device, dtype=_DTYPES[precision], memory_format=torch.channels_last)
+
+
+class Step:
+    """Callable: a batch and a learning rate in, the method's named scalars out, still on the device."""
+
+    def __init__(self, method: nn.Module, optimizer: torch.optim.Optimizer, *, precision: str, world: World) -> None:
+        self.method = method
+        self.module = _wrap(method, world)
+        self.optimizer = optimizer
+        self.precision = precision
+        self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        # The first step whose update was withheld, or -1; the loop reads it when it logs.
+        self.first_withheld = torch.full((), -1, device=self.parameters[0].device)
+
+    def __call__(self, batch: Batch, *, lr: float) -> dict[str, Tensor]:
+        scores = forward(self.module, batch, self.precision)
+        scores["loss"].backward()
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        # The fused optimiser skips its update where this is 1: weights stay good without asking the device.
+        bad = _not_finite(scores["loss"].detach(), self.parameters)
+        self.optimizer.found_inf = bad
+        self.optimizer.step()
+        self.first_withheld.copy_(torch.where((self.first_withheld < 0) & (bad > 0), batch.step, self.first_withheld))
+        self.optimizer.zero_grad(set_to_none=True)
+        return {name: value.detach() for name, value in scores.items()}
+
+
+def forward(module: nn.Module, batch: Batch, precision: str) -> dict[str, Tensor]:
+    """The method's scalars for one batch, in the run's precision."""
+    if precision == "fp64":
+        batch = batch._replace(views=tuple(v.double() for v in batch.views))
+    with torch.autocast(batch.views[0].device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+        return module(batch)
+
+
+def _wrap(method: nn.Module, world: World) -> nn.Module:
+    if world.group is None:
+        return method
+    # Buffers are not broadcast: running statistics are averaged when somebody needs them.
+    return DistributedDataParallel(method, process_group=world.group, gradient_as_bucket_view=True, static_graph=True,
+                                   broadcast_buffers=False)
+
+
+def _not_finite(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """1.0 when the loss or any gradient is not finite, else 0.0, as a tensor on the device."""
+    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
+    finite = torch.isfinite(torch.stack([loss.to(norms[0].dtype), *norms]).sum())
+    return (~finite).float()

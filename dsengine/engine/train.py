@@ -1,0 +1,160 @@
+"""The loop. Read it from top to bottom; every periodic duty is an `if` that states when it is due."""
+
+import time
+import zlib
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dsengine import config as configuration
+from dsengine.config import RunConfig
+from dsengine.corpus import Corpus, open_corpus
+from dsengine.data.loader import Loader
+from dsengine.data.order import batch_ids
+from dsengine.data.sample import sized
+from dsengine.dist import World, mean_over_ranks_
+from dsengine.encoders import build_encoder
+from dsengine.engine import checkpoint, figures, optim, plan
+from dsengine.engine.log import Meter, RunLog, SilentLog
+from dsengine.engine.settings import TrainConfig
+from dsengine.engine.step import Step, forward, place, view_dtype
+from dsengine.errors import RunError
+from dsengine.methods import Method, build_method
+from dsengine.nn.norm import running_statistics, set_groups
+
+
+def train(config: RunConfig, run: Path, *, world: World, device: torch.device, resume: bool) -> None:
+    """Run `config` to its end in the folder `run` (which exists and, unless `resume`, is empty).
+
+    Leaves config.yaml, metrics.jsonl, tensorboard/, checkpoints/, figures/. Raises UsageError for numbers that do
+    not fit, RunError for damaged data, a full disk, or a loss or gradient that is not finite.
+    """
+    # Setup: what a run is made of
+    corpus = open_corpus(config.corpus)
+    contract = corpus.contract()
+    config = plan.complete(config, corpus, ranks=world.size, device=device)
+    setting = config.train
+    method = place(_fresh_method(config, len(corpus.bands)), setting.precision, device)
+    set_groups(method, setting.bn_group, setting.batch_size // world.size)
+    optimizer = optim.make_optimizer(method, setting)
+    views = sized(method.views, config.data.size)
+    common = dict(seed=setting.seed, device=device, dtype=view_dtype(setting.precision), num_threads=config.data.threads)
+
+    # Where to start
+    saved, passed_over = checkpoint.latest(run) if resume else (None, [])
+    start = 0
+    if saved is not None:
+        saved.contract.check(contract, what=f"corpus {corpus.path}")
+        checkpoint.restore(saved, method, optimizer, device)
+        start = saved.step
+
+    with ExitStack() as stack:
+        loader = stack.enter_context(Loader(corpus, views, setting.batch_size, rank=world.rank, world=world.size,
+                                            prefetch=config.data.prefetch, **common))
+        heldout = _heldout(corpus, views, setting.heldout_samples, common)
+        if heldout is not None:
+            stack.enter_context(heldout)
+        total = plan.total_steps(setting, loader.steps_per_epoch)
+        log = stack.enter_context(RunLog(run, total=total, start=start) if world.rank == 0 else SilentLog())
+        if world.rank == 0:
+            (run / "config.yaml").write_text(configuration.to_yaml(config))
+        for sentence in passed_over:
+            log.say(f"passed over a damaged checkpoint: {sentence}")
+        if start:
+            log.say(f"resuming at step {start} of {total} from {saved.path}")
+
+        # Loop
+        step_once = Step(method, optimizer, precision=setting.precision, world=world)
+        loader.load_state_dict({"step": start})
+        batches = iter(loader)
+        meter = Meter()
+        for step in range(start, total):
+            before = time.perf_counter()
+            batch = next(batches)._replace(world=world)
+            meter.add(samples=setting.batch_size, waited_s=time.perf_counter() - before)
+
+            lr = optim.learning_rate(setting, step=step, total=total)
+            scores = step_once(batch, lr=lr)
+            method.after_step((step + 1) / total)
+            log.step_done()
+
+            done = step + 1
+            epoch, epoch_ends = step // loader.steps_per_epoch, done % loader.steps_per_epoch == 0
+            if step == 0 and world.rank == 0:
+                figures.draw_views(batch, corpus, views, run / "figures" / "views.png")
+                meter = Meter()  # drawing is no part of a step
+            if done % setting.log_steps == 0 or epoch_ends or done == total:
+                record = _read(scores, world)  # the only place where the host waits for the device
+                _stop_if_withheld(step_once, world, corpus, setting)
+                ids_crc = zlib.crc32(_ids(corpus, setting, step).tobytes())
+                record = {"step": done, "epoch": epoch, **record, "lr": lr, "ids_crc": ids_crc, **meter.read()}
+                if epoch_ends or done == total:
+                    mean_over_ranks_(running_statistics(method), world)
+                    if heldout is not None:
+                        record["heldout_loss"] = _heldout_loss(method, heldout, setting.precision)
+                    log.say(_epoch_line(record, setting.epochs))
+                log.write(record)
+            if done % setting.checkpoint_steps == 0 or done == total:
+                mean_over_ranks_(running_statistics(method), world)
+                if world.rank == 0:
+                    log.sync()
+                    checkpoint.save(run, step=done, method=method, optimizer=optimizer, contract=contract,
+                                    config=configuration.dump(config), keep=setting.keep_checkpoints)
+    if world.rank == 0:
+        figures.draw_losses(run)
+
+
+def _fresh_method(config: RunConfig, num_bands: int) -> Method:
+    """The method and its encoder, initialised from the seed alone, whatever ran in this process before."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.train.seed)
+        encoder = build_encoder(config.encoder, num_bands, **vars(config.encoder_config))
+        return build_method(config.method, encoder=encoder, **vars(config.method_config))
+
+
+def _heldout(corpus: Corpus, views: tuple, most: int, common: dict) -> Loader | None:
+    """One repeatable pass over the val split, or None where there are not two samples to compare."""
+    rows = min(len(corpus.rows("val")), most)
+    return None if rows < 2 else Loader.heldout(corpus, views, batch_size=min(rows, 64), limit=most, **common)
+
+
+@torch.no_grad()
+def _heldout_loss(method: nn.Module, heldout: Loader, precision: str) -> float:
+    """Mean loss at full strength on fixed views. Every rank computes all of it: nobody waits, nobody differs."""
+    method.eval()
+    losses, rows = [], []
+    for batch in heldout:
+        losses.append(forward(method, batch, precision)["loss"])
+        rows.append(batch.sample_id.shape[0])
+    method.train()
+    return sum(loss.item() * n for loss, n in zip(losses, rows)) / sum(rows)
+
+
+def _read(scores: dict[str, Tensor], world: World) -> dict[str, float]:
+    """The step's scalars, averaged over ranks, on the host."""
+    values = torch.stack([value.double().reshape(()) for value in scores.values()])
+    mean_over_ranks_([values], world)
+    return dict(zip(scores, values.tolist()))
+
+
+def _ids(corpus: Corpus, setting: TrainConfig, step: int) -> np.ndarray:
+    """Sample ids of the whole global batch of `step`."""
+    return batch_ids(corpus.rows("train"), seed=setting.seed, step=step, global_batch=setting.batch_size)[1]
+
+
+def _stop_if_withheld(step_once: Step, world: World, corpus: Corpus, setting: TrainConfig) -> None:
+    """End the run when an update had to be withheld since the last look."""
+    step = int(step_once.first_withheld.item())
+    if step >= 0:
+        ids = _ids(corpus, setting, step)
+        raise RunError(f"loss or gradients are not finite at step {step + 1} (rank {world.rank}); that update was withheld, "
+                       f"the weights are good; sample ids: {', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}")
+
+
+def _epoch_line(record: dict, epochs: int) -> str:
+    heldout = f"  held-out {record['heldout_loss']:.4f}" if "heldout_loss" in record else ""
+    return (f"epoch {record['epoch'] + 1:>3}/{epochs}  step {record['step']}  loss {record['loss']:.4f}{heldout}  "
+            f"{record['samples_per_s']:.1f} samples/s  data wait {record['data_wait']:.1%}")
