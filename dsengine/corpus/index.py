@@ -10,7 +10,7 @@ import numpy as np
 import zarr
 
 from dsengine.corpus.schema import SPLITS, VERSION, Band, Contract
-from dsengine.errors import UsageError
+from dsengine.errors import RunError, UsageError
 
 
 class Index(NamedTuple):
@@ -27,7 +27,7 @@ class Index(NamedTuple):
     split: np.ndarray  # uint8, position in schema.SPLITS
     nodata_fraction: np.ndarray  # float32, over all bands
     cloud_fraction: np.ndarray  # float32, NaN unknown
-    source: np.ndarray  # str, what the patch was cut from
+    source: np.ndarray  # object array of str, what the patch was cut from
 
 
 class Corpus:
@@ -42,7 +42,7 @@ class Corpus:
         self.patch_size = int(described["patch_size"])
         self.resolution_m = float(described["resolution_m"])
         self.arrays: Mapping[str, zarr.Array] = MappingProxyType({b.array: _member(group, b.array, path) for b in self.bands})
-        self.index = Index(*(np.asarray(_member(group, f"index/{name}", path)[...]) for name in Index._fields))
+        self.index = Index(*(_column(group, name, path) for name in Index._fields))
         names = sorted(group["labels"].array_keys()) if "labels" in group else []
         self.labels: Mapping[str, zarr.Array] = MappingProxyType({name: group[f"labels/{name}"] for name in names})
 
@@ -106,6 +106,15 @@ def _member(group: zarr.Group, name: str, path: Path) -> zarr.Array:
     if not isinstance(member, zarr.Array):
         raise UsageError(f"{path}: array {name} is missing")
     return member
+
+
+def _column(group: zarr.Group, name: str, path: Path) -> np.ndarray:
+    array = _member(group, f"index/{name}", path)
+    try:
+        column = np.asarray(array[...])
+    except (ValueError, RuntimeError, OSError) as error:  # what zarr-python's codecs raise on damaged bytes
+        raise RunError(f"{path / 'index' / name}: damaged column ({error})") from error
+    return column.astype(object) if column.dtype.kind == "T" else column
 
 
 def _upsampled(x_BHW: np.ndarray, factor: int) -> np.ndarray:

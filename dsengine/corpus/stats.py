@@ -1,11 +1,20 @@
 """Mean, standard deviation and count per band, exact: integer sums of the stored values, nodata left out."""
 
+import json
+from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dsengine.corpus.schema import NODATA
+from dsengine.corpus.schema import NODATA, SHARD_PATCHES
+from dsengine.corpus.shards import write_file
+from dsengine.errors import RunError
+
+if TYPE_CHECKING:
+    from dsengine.corpus.index import Corpus
+
+MADE_BY = {"rows": "all", "method": "exact integer sums, nodata left out"}
 
 
 class BandSums(NamedTuple):
@@ -52,3 +61,29 @@ def statistics(sums: BandSums, *, scale_factor: float, add_offset: float) -> dic
         mean.append(float(Fraction(total, count)) * scale_factor + add_offset)
         std.append(float(variance) ** 0.5 * abs(scale_factor))
     return {"mean": mean, "std": std, "count": list(sums.count)}
+
+
+def measure(corpus: "Corpus", *, progress: Callable[[int, int], None] | None = None) -> dict[str, dict[str, Any]]:
+    """Statistics of every image array, read from its pixels by zarr-python: array -> the attributes that `store` writes."""
+    measured = {}
+    for number, (name, array) in enumerate(corpus.arrays.items()):
+        attrs = dict(array.attrs)
+        sums = BandSums(*([0] * array.shape[1] for _ in BandSums._fields))
+        for start in range(0, len(corpus), SHARD_PATCHES):
+            sums = sums.add(band_sums(np.asarray(array[start:start + SHARD_PATCHES]), nodata=attrs["nodata"])[0])
+            if progress:
+                progress((number * len(corpus) + start) // len(corpus.arrays), len(corpus))
+        measured[name] = {**statistics(sums, scale_factor=attrs["scale_factor"], add_offset=attrs["add_offset"]), "stats_made_by": MADE_BY}
+    return measured
+
+
+def store(corpus: "Corpus", measured: Mapping[str, Mapping[str, Any]]) -> None:
+    """Put statistics into the attributes of the arrays on disk. RunError when a file cannot be written."""
+    for name, attributes in measured.items():
+        path = corpus.path / name / "zarr.json"
+        try:
+            metadata = json.loads(path.read_bytes())
+            metadata["attributes"].update(attributes)
+            write_file(path, [json.dumps(metadata, indent=2).encode()])
+        except OSError as error:
+            raise RunError(f"{path}: {error.strerror}") from error

@@ -22,7 +22,7 @@ from dsengine.corpus.build.grid import BLOCK_DEG, split_codes
 from dsengine.corpus.build.metadata import add_columns, corpus_store, dump, label_attributes
 from dsengine.corpus.schema import INDEX_DTYPES, UNKNOWN_EPSG, UNKNOWN_TIME, VERSION, Layout
 from dsengine.corpus.shards import encoder, shard_bytes, write_file
-from dsengine.corpus.stats import BandSums, band_sums, statistics
+from dsengine.corpus.stats import MADE_BY, BandSums, band_sums, statistics
 from dsengine.errors import RunError, UsageError
 
 JOURNAL = ".journal"
@@ -64,7 +64,8 @@ class CorpusWriter:
         while self._entry_path(self._next_shard).exists():
             self._next_shard += 1
         if not (self.path / "zarr.json").exists():
-            dump(corpus_store(layout, num_patches, root={"complete": False, "made_by": made_by}, attributes={}), self.path)
+            content = corpus_store(layout, num_patches, root={"complete": False, "made_by": made_by}, attributes={})
+            _on_disk(self.path, lambda: dump(content, self.path))
 
     @property
     def next_row(self) -> int:
@@ -106,6 +107,7 @@ class CorpusWriter:
             add_columns(content, {name: columns["label " + name] for name in vectors}, folder="labels",
                         attributes={name: label_attributes(spec) for name, spec in vectors.items()})
         _on_disk(self.path, lambda: dump(content, self.path))
+        (self._journal / "header.json").unlink()  # first: entries without it mean nothing, it without entries means "start again"
         shutil.rmtree(self._journal)
         self.close()
         return self.path
@@ -178,7 +180,7 @@ class CorpusWriter:
                 sums = sums.add(BandSums(*part[:3]))
             saturated = [sum(values) for values in zip(*(part[3] for part in parts), strict=True)]
             attributes[spec.name] = {**statistics(sums, scale_factor=spec.scale_factor, add_offset=spec.add_offset),
-                                     "saturated": saturated, "stats_made_by": {"rows": "all", "method": "exact integer sums"}}
+                                     "saturated": saturated, "stats_made_by": MADE_BY}
         return attributes
 
 
@@ -210,9 +212,13 @@ def _claim(path: Path, header: dict[str, Any], *, overwrite: bool) -> io.Buffere
         raise UsageError(f"cannot write the corpus folder {path}: {error.strerror}") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _same_build(path, json.loads(lock.read()), header)
     except OSError as error:
+        lock.close()
         raise UsageError(f"{path}: another process is writing this corpus") from error
-    _same_build(path, json.loads(lock.read()), header)
+    except UsageError:
+        lock.close()
+        raise
     return lock
 
 

@@ -1,0 +1,117 @@
+"""Reading GeoTIFFs through rasterio: what a file is, a coarse sample of it, and windows as stored int16."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import rasterio
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.warp import transform as warp_points
+from rasterio.windows import Window
+
+from dsengine.corpus.schema import NODATA, UNKNOWN_TIME
+from dsengine.errors import RunError, UsageError
+
+SAMPLE_SIDE = 512  # pixels: a sample has at most this many rows and columns
+_TIME_TAGS = ("datetime", "PRODUCT_START_TIME", "DATATAKE_1_DATATAKE_SENSING_START")  # not TIFFTAG_DATETIME: that is the file's own
+
+
+class RasterInfo(NamedTuple):
+    """What the header of a raster says."""
+
+    path: Path
+    count: int
+    dtype: str
+    shape: tuple[int, int]
+    crs: CRS
+    transform: Affine
+    nodata: float | None
+    descriptions: tuple[str | None, ...]
+    scale: float  # declared, of the first band; 1 when none is
+    offset: float  # declared, of the first band; 0 when none is
+    tags: dict[str, str]
+
+
+class Radiometry(NamedTuple):
+    """stored = round((number + shift) * gain + bias); `nodata` and what is not finite become -32768."""
+
+    gain: float
+    bias: float
+    shift: float = 0.0
+    nodata: float | None = None
+
+
+def describe(path: Path) -> RasterInfo:
+    """Header of a raster. UsageError when it cannot be opened, has no CRS in metres, or is rotated."""
+    try:
+        with rasterio.open(path) as file:
+            info = RasterInfo(path, file.count, file.dtypes[0], file.shape, file.crs, file.transform, file.nodata, file.descriptions,
+                              file.scales[0], file.offsets[0], file.tags())
+    except rasterio.errors.RasterioIOError as error:
+        raise UsageError(f"{path} cannot be opened as a raster: {error}") from error
+    if info.crs is None or not info.crs.is_projected:
+        raise UsageError(f"{path}: CRS is {info.crs}; legal: a projected CRS in metres")
+    t = info.transform
+    if t.b or t.d or t.a <= 0 or not np.isclose(t.a, -t.e, rtol=1e-6):
+        raise UsageError(f"{path}: transform {tuple(t)[:6]} is not north-up with square pixels")
+    return info
+
+
+def sample(path: Path, index: int) -> np.ndarray:
+    """One band, thinned to at most 512 x 512 by nearest neighbour, flat."""
+    with rasterio.open(path) as file:
+        shape = tuple(min(side, SAMPLE_SIDE) for side in file.shape)
+        return file.read(index, out_shape=shape).reshape(-1)
+
+
+def distinct_values(path: Path) -> set[int]:
+    """Every value of the first band, read block by block."""
+    with rasterio.open(path) as file:
+        return {int(value) for _, window in file.block_windows(1) for value in np.unique(file.read(1, window=window))}
+
+
+def read_window(file: rasterio.DatasetReader, indexes: Sequence[int], *, y: int, x: int, size: int) -> np.ndarray:
+    """(C, size, size) raw numbers. RunError naming the file when it cannot be read."""
+    try:
+        return file.read(list(indexes), window=Window(x, y, size, size))
+    except rasterio.errors.RasterioIOError as error:
+        raise RunError(f"{file.name}: window y={y} x={x} size={size} cannot be read: {error}") from error
+
+
+def valid_mask(raw: np.ndarray, nodata: float | None) -> np.ndarray:
+    """True where `raw` is finite and not `nodata`."""
+    mask = np.isfinite(raw) if raw.dtype.kind == "f" else np.ones(raw.shape, bool)
+    return mask if nodata is None or np.isnan(nodata) else mask & (raw != nodata)
+
+
+def to_stored(raw_CHW: np.ndarray, radiometry: Radiometry) -> tuple[np.ndarray, np.ndarray]:
+    """int16 of raw numbers, and how many values a band (C,) were cut to +-32767."""
+    valid = valid_mask(raw_CHW, radiometry.nodata)
+    values = (np.where(valid, raw_CHW, 0).astype(np.float64) + radiometry.shift) * radiometry.gain + radiometry.bias
+    rounded = np.rint(values)
+    cut = np.clip(rounded, -32767, 32767)
+    saturated = ((cut != rounded) & valid).sum(axis=(1, 2))
+    return np.where(valid, cut, NODATA).astype(np.int16), saturated
+
+
+def lonlat(crs: CRS, x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Degrees WGS 84 of points in `crs`."""
+    lon, lat = warp_points(crs, "EPSG:4326", list(x), list(y))
+    return np.array(lon), np.array(lat)
+
+
+def acquired(info: RasterInfo) -> int:
+    """Acquisition time in ns UTC from a tag or from yyyymmddThhmmss in the stem; int64 min when neither is there."""
+    stamps = [info.tags[key] for key in _TIME_TAGS if key in info.tags] + re.findall(r"(?<!\d)\d{8}T\d{6}(?!\d)", info.path.stem)
+    for stamp in stamps:
+        digits = re.sub(r"\D", "", stamp)[:14]
+        try:
+            moment = datetime.strptime(digits, "%Y%m%d%H%M%S").replace(tzinfo=UTC)
+        except ValueError:
+            continue
+        return int(moment.timestamp()) * 10**9
+    return UNKNOWN_TIME

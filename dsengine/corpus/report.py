@@ -1,0 +1,95 @@
+"""Tables about a corpus for a person at a terminal."""
+
+from collections.abc import Sequence
+from datetime import UTC, datetime
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from dsengine.corpus.index import Corpus
+from dsengine.corpus.schema import SPLITS, UNKNOWN_TIME
+from dsengine.corpus.verify import Problem
+
+MAX_ROWS = 40  # of a table about files or damage
+
+
+def print_info(corpus: Corpus, console: Console) -> None:
+    """What `corpus info` shows: summary, bands, labels and the S2 offsets that were decided."""
+    console.print(_summary(corpus))
+    console.print(stats_table(corpus))
+    if corpus.labels:
+        console.print(_label_table(corpus))
+    if decided := corpus.attributes.get("made_by", {}).get("s2_offset"):
+        console.print(_offset_table(decided))
+
+
+def stats_table(corpus: Corpus) -> Table:
+    """One line a band: where it is stored and its statistics."""
+    table = Table(title="bands", title_justify="left", box=SIMPLE_HEAD)
+    for heading in ("band", "array", "ch", "m", "unit", "mean", "std", "valid pixels", "cut"):
+        table.add_column(heading, justify="left" if heading in ("band", "array", "unit") else "right", no_wrap=True)
+    for band in corpus.bands:
+        attrs = dict(corpus.arrays[band.array].attrs)
+        values = [attrs.get(key, [None] * (band.channel + 1))[band.channel] for key in ("mean", "std", "count", "saturated")]
+        cells = [_number(values[0]), _number(values[1]), *("-" if v is None else f"{v:,}" for v in values[2:])]
+        table.add_row(band.name, band.array, str(band.channel), f"{corpus.resolution_m * band.factor:g}", attrs["units"], *cells)
+    return table
+
+
+def damage_table(problems: Sequence[Problem]) -> Table:
+    """File, array and patch of each problem."""
+    table = Table(title=f"problems: {len(problems)}" + (f", the first {MAX_ROWS}" if len(problems) > MAX_ROWS else ""), title_justify="left")
+    for heading in ("file", "array", "patch", "what"):
+        table.add_column(heading, overflow="fold")
+    for problem in problems[:MAX_ROWS]:
+        table.add_row(Text(str(problem.file)), problem.array, "-" if problem.patch < 0 else str(problem.patch), Text(problem.what))
+    return table
+
+
+def _summary(corpus: Corpus) -> Table:
+    index, table = corpus.index, Table(show_header=False, title=str(corpus.path), title_justify="left")
+    table.add_row("patches", f"{len(corpus):,} of {corpus.patch_size} x {corpus.patch_size} pixels, {corpus.resolution_m:g} m")
+    table.add_row("sensors", ", ".join(corpus.sensors))
+    table.add_row("split", ", ".join(f"{name} {len(corpus.rows(name)):,}" for name in SPLITS))
+    table.add_row("longitude", f"{index.lon.min():.4f} to {index.lon.max():.4f}")
+    table.add_row("latitude", f"{index.lat.min():.4f} to {index.lat.max():.4f}")
+    for sensor in corpus.sensors:
+        table.add_row(f"time {sensor}", _time_range(getattr(index, f"time_{sensor}", np.array([UNKNOWN_TIME]))))
+    table.add_row("nodata", f"{index.nodata_fraction.mean():.2%} of all pixels, {np.count_nonzero(index.nodata_fraction):,} patches have some")
+    table.add_row("on disk", f"{sum(f.stat().st_size for f in corpus.path.rglob('*') if f.is_file()) / 2**20:,.1f} MiB")
+    return table
+
+
+def _label_table(corpus: Corpus) -> Table:
+    table = Table(title="labels", title_justify="left")
+    for heading in ("label", "kind", "classes", "ignored"):
+        table.add_column(heading)
+    for name, array in corpus.labels.items():
+        attrs = dict(array.attrs)
+        classes = ", ".join(f"{value} {text}" for value, text in attrs.get("classes", {}).items())
+        table.add_row(name, str(attrs.get("kind")), classes, "-" if attrs.get("ignore") is None else str(attrs["ignore"]))
+    return table
+
+
+def _offset_table(decided: dict[str, dict[str, object]]) -> Table:
+    table = Table(title=f"S2 offset of {len(decided)} sites" + (f", the first {MAX_ROWS}" if len(decided) > MAX_ROWS else ""), title_justify="left")
+    for heading in ("site", "added", "why"):
+        table.add_column(heading, overflow="fold")
+    for site, decision in list(decided.items())[:MAX_ROWS]:
+        table.add_row(Text(site), str(decision["offset"]), Text(str(decision["reason"])))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
+
+
+def _time_range(times: np.ndarray) -> str:
+    known = times[times != UNKNOWN_TIME]
+    if not known.size:
+        return "unknown"
+    first, last = (datetime.fromtimestamp(int(t) / 1e9, tz=UTC).strftime("%Y-%m-%d %H:%M") for t in (known.min(), known.max()))
+    return f"{first} to {last} UTC, unknown for {len(times) - len(known):,}"

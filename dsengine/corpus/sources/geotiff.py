@@ -1,0 +1,69 @@
+"""Source `geotiff`: co-registered rasters, one or several files a site, cut into patches through rasterio windows.
+
+S2 is surface reflectance in digital numbers, S1 is backscatter in dB. Nothing is resampled: all files of a site share one grid.
+"""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from dsengine.errors import UsageError
+
+# This file is imported to list flags, so what needs rasterio is imported where it is used.
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Flags of `corpus build --source geotiff`."""
+    group = parser.add_argument_group("source geotiff")
+    group.add_argument("--s2", nargs="+", metavar="GLOB", help="Sentinel-2 L2A files, 12 bands")
+    group.add_argument("--s1", nargs="+", metavar="GLOB", help="Sentinel-1 files, VV and VH in dB")
+    group.add_argument("--label", action="append", default=[], metavar="NAME=GLOB", help="a class map on the same grid; may be repeated")
+    group.add_argument("--s2-offset", default="auto", metavar="auto|0|-1000|FILE",
+                       help="what to add to S2 numbers to take out the offset of baseline 04.00; FILE is a table file stem -> offset (default: auto)")
+    for flag in ("--s2-bands", "--s1-bands"):
+        group.add_argument(flag, metavar="NAME,NAME,...", help="bands of each file in file order, where the files do not name them")
+    group.add_argument("--s2-scale", type=float, help="reflectance per number (default: declared by the file, else 0.0001)")
+    group.add_argument("--s1-scale", type=float, help="dB per number (default: declared by the file, else 1)")
+    group.add_argument("--s1-offset", type=float, help="dB to add after scaling (default: declared by the file, else 0)")
+    group.add_argument("--s2-nodata", metavar="NUMBER|none", help="S2 number of pixels without data (default: declared by the file, else 0)")
+    group.add_argument("--s1-nodata", metavar="NUMBER|none", help="S1 number of pixels without data besides NaN (default: declared by the file)")
+
+
+def build(args: argparse.Namespace, *, progress: Callable[[int, int], None] | None = None) -> Path:
+    """Build the corpus that the parsed flags describe and return its path; `progress(done, total)` is called once a shard.
+
+    Raises UsageError for what the flags or files get wrong, before anything is written.
+    """
+    from dsengine.corpus.build import pairing, sampling
+    from dsengine.corpus.schema import S1_BANDS, S2_BANDS
+
+    if not (args.s2 or args.s1):
+        raise UsageError("--source geotiff needs --s2 GLOB, --s1 GLOB or both")
+    parts = {}
+    for sensor, bands in (("s2", S2_BANDS), ("s1", S1_BANDS)):
+        if getattr(args, sensor):
+            named = getattr(args, f"{sensor}_bands")
+            names = [pairing.canonical_band(name) for name in named.split(",")] if named else None
+            parts[sensor] = pairing.layers(getattr(args, sensor), bands, what=f"--{sensor}", names=names)
+    for text in args.label:
+        name, equals, pattern = text.partition("=")
+        if not (equals and name.isidentifier() and pattern):
+            raise UsageError(f"--label {text}: legal: NAME=GLOB with a name of letters, digits and _")
+        if f"label {name}" in parts:
+            raise UsageError(f"--label {name} is given twice")
+        parts[f"label {name}"] = pairing.layers([pattern], ("class",), what=f"--label {name}")
+    sites = pairing.pair(parts)
+    options = sampling.Options(
+        size=args.size, stride=args.stride or args.size, seed=args.seed, s2_offset=args.s2_offset, s2_scale=args.s2_scale,
+        s1_scale=args.s1_scale, s1_offset=args.s1_offset, s2_nodata=_nodata(args.s2_nodata, "--s2-nodata"),
+        s1_nodata=_nodata(args.s1_nodata, "--s1-nodata"))
+    return sampling.sample_sites(Path(args.out), sites, options, progress=progress)
+
+
+def _nodata(text: str | None, flag: str) -> float | str | None:
+    if text is None or text == "none":
+        return text
+    try:
+        return float(text)
+    except ValueError:
+        raise UsageError(f"{flag} {text}: legal: a number or none") from None
