@@ -42,6 +42,7 @@ def save(run: Path, *, step: int, method: nn.Module, optimizer: torch.optim.Opti
         torch.save(optimizer.state_dict(), stage / "state.pt")
         hashes = {name: _sha256(stage / name) for name in ("model.safetensors", "state.pt")}
         manifest = {"format": 1, "step": step, "config": config, "contract": contract.to_json(), "sha256": hashes}
+        manifest["manifest_sha256"] = _digest(manifest)
         (stage / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in [*stage.iterdir(), stage]:
             _sync(path)
@@ -70,11 +71,13 @@ def read(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, its hashes checked; RunError says what is wrong with it."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest.pop("manifest_sha256") != _digest(manifest):
+            raise RunError(f"checkpoint {folder}: manifest.json does not match its sha256, the file is damaged")
         for name, expected in manifest["sha256"].items():
             if _sha256(folder / name) != expected:
                 raise RunError(f"checkpoint {folder}: {name} does not match its sha256, the file is damaged")
         return Checkpoint(folder, manifest["step"], manifest["config"], Contract.from_json(manifest["contract"]))
-    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
+    except (OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"checkpoint {folder}: not readable ({type(error).__name__}: {error})") from error
 
 
@@ -121,6 +124,10 @@ def _folders(run: Path) -> list[Path]:
 def _sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(manifest: dict) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: Path) -> None:
