@@ -1,0 +1,212 @@
+"""`Loader` (endless, shuffled, resumable) and `FixedViews` (one pass, repeatable): batches from a background thread.
+
+The thread reads, decodes and augments ahead of training; what a consumer waits inside `next` is all that loading costs.
+"""
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dsengine.augment.apply import Request, augment
+from dsengine.augment.params import HELDOUT_EPOCH
+from dsengine.corpus import Corpus
+from dsengine.data import order
+from dsengine.data.pipeline import RawPipeline
+from dsengine.data.plan import LoadPlan, make_plan, out_channels, requests
+from dsengine.data.prefetch import Prefetcher
+from dsengine.data.sample import Batch, View
+from dsengine.dist import World
+from dsengine.errors import UsageError
+
+
+class Pace(NamedTuple):
+    """How fast batches come; never what is in them."""
+
+    num_threads: int  # that read and decode
+    prefetch: int  # finished batches ahead of the consumer
+
+
+class Made(NamedTuple):
+    """A batch and, on CUDA, the event after which its tensors are written."""
+
+    batch: Batch
+    ready: torch.cuda.Event | None
+
+
+class Loader:
+    """Endless batches of one split, the same global batches for any number of ranks and after any restart.
+
+    batch_size is global: each rank gets batch_size / world rows of it. level None follows each view's curriculum by
+    epoch, a number in [0, 1] fixes it. num_threads None is as many as this rank's share of the cores, at most 8.
+    pad_channels fills the channels up to a multiple of 8 with zeros. The last partial batch of an epoch is dropped.
+    Raises UsageError for a request that cannot be met; damaged data is a RunError out of `next`.
+    Close it, or use it as a context manager; a forgotten one ends its threads when it is collected.
+    """
+
+    def __init__(self, corpus: Corpus, views: Sequence[View], batch_size: int, seed: int = 0, rank: int = 0,
+                 world: int = 1, device: str | torch.device = "cpu", *, split: str = "train",
+                 dtype: torch.dtype = torch.float32, shuffle: bool = True, level: float | None = None,
+                 num_threads: int | None = None, prefetch: int = 2, pad_channels: bool = False) -> None:
+        self._plan = make_plan(corpus, views, split=split, limit=None, global_batch=batch_size, seed=seed, rank=rank,
+                               world=world, device=device, dtype=dtype, pad_channels=pad_channels)
+        rows = len(self._plan.rows)
+        if batch_size > rows:
+            raise UsageError(f"batch_size: {batch_size} is more than the {rows} patches of split {split!r} in "
+                             f"{corpus.path}; legal: 1 to {rows}")
+        if batch_size % world:
+            raise UsageError(f"batch_size: {batch_size} is not divisible by world={world}; legal: multiples of {world}")
+        if level is not None and not 0 <= level <= 1:
+            raise UsageError(f"level: {level} is not legal, it must be in [0, 1] or None")
+        self._pace = make_pace(num_threads, prefetch, world=world)
+        self._shuffle = shuffle
+        self._level = level
+        self._step = 0
+        self._ahead: Prefetcher | None = None
+
+    @staticmethod
+    def heldout(corpus: Corpus, views: Sequence[View], batch_size: int, seed: int = 0, rank: int = 0, world: int = 1,
+                device: str | torch.device = "cpu", *, split: str = "val", limit: int | None = None,
+                dtype: torch.dtype = torch.float32, num_threads: int | None = None, prefetch: int = 2,
+                pad_channels: bool = False) -> "FixedViews":
+        """The same views of a split at every pass; see `FixedViews`. `limit`: at most so many rows, evenly spread."""
+        plan = make_plan(corpus, views, split=split, limit=limit, global_batch=batch_size, seed=seed, rank=rank,
+                         world=world, device=device, dtype=dtype, pad_channels=pad_channels)
+        return FixedViews(plan, make_pace(num_threads, prefetch, world=world))
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Global batches in an epoch."""
+        return order.steps_per_epoch(len(self._plan.rows), self._plan.global_batch)
+
+    def __iter__(self) -> "Loader":
+        return self
+
+    def __next__(self) -> Batch:
+        """This rank's rows of the next global batch. Raises what failed in the background, with its traceback."""
+        if self._ahead is None:
+            steps = order.walk(self._plan.rows, seed=self._plan.seed, start=self._step,
+                               global_batch=self._plan.global_batch, shuffle=self._shuffle)
+            self._ahead = Prefetcher(produce(self._plan, steps, pace=self._pace, level=self._level), depth=self._pace.prefetch)
+        batch = received(next(self._ahead))
+        self._step = batch.step + 1
+        return batch
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the next batch starts, and what must be equal for it to be the same batch."""
+        return {"step": self._step, "seed": self._plan.seed, "batch_size": self._plan.global_batch,
+                "num_rows": len(self._plan.rows)}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Continue from `state`; only "step" is required. UsageError where another loader would give other batches."""
+        for key, ours in self.state_dict().items():
+            if key != "step" and state.get(key, ours) != ours:
+                raise UsageError(f"{key}: the saved position is of {key} {state[key]}, this loader has {ours}; legal: {ours}")
+        if state["step"] < 0:
+            raise UsageError(f"step: {state['step']} is not legal, it must be 0 or more")
+        self.close()
+        self._step = state["step"]
+
+    def close(self) -> None:
+        """End all threads. Iterating again starts new ones where the consumer stopped."""
+        if self._ahead is not None:
+            self._ahead.close()
+            self._ahead = None
+
+    def __enter__(self) -> "Loader":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class FixedViews:
+    """A split once, in its own order, at full strength, the last batch as small as it comes; each pass is bitwise the same.
+
+    `Batch.step` counts batches. Where world does not divide a batch, ranks differ by a row, and a rank may get none.
+    """
+
+    def __init__(self, plan: LoadPlan, pace: Pace) -> None:
+        self._plan = plan
+        self._pace = pace
+        self._passes: list[Prefetcher] = []
+
+    def __len__(self) -> int:
+        return -(-len(self._plan.rows) // self._plan.global_batch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        batches = order.walk_once(self._plan.rows, global_batch=self._plan.global_batch)
+        steps = (order.Step(k, HELDOUT_EPOCH, ids) for k, ids in enumerate(batches))
+        ahead = Prefetcher(produce(self._plan, steps, pace=self._pace, level=1.0), depth=self._pace.prefetch)
+        self._passes.append(ahead)
+        try:
+            for made in ahead:
+                yield received(made)
+        finally:
+            ahead.close()
+            self._passes.remove(ahead)
+
+    def close(self) -> None:
+        """End the threads of passes that were left unfinished."""
+        for ahead in list(self._passes):
+            ahead.close()
+
+    def __enter__(self) -> "FixedViews":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def make_pace(num_threads: int | None, prefetch: int, *, world: int) -> Pace:
+    """The checked pace; num_threads None: this rank's share of the cores, at most 8."""
+    threads = max(1, min(8, len(os.sched_getaffinity(0)) // world)) if num_threads is None else num_threads
+    for name, value in (("num_threads", threads), ("prefetch", prefetch)):
+        if value < 1:
+            raise UsageError(f"{name}: {value} is not legal, it must be 1 or more")
+    return Pace(threads, prefetch)
+
+
+def produce(plan: LoadPlan, steps: Iterator[order.Step], *, pace: Pace, level: float | None) -> Iterator[Made]:
+    """Batches of `steps`, made one after the other; owns the threads and slabs that make them."""
+    stream = torch.cuda.Stream(plan.device) if plan.device.type == "cuda" else None
+    most = -(-plan.global_batch // plan.world)
+    with RawPipeline(plan.corpus, plan.arrays, max_batch=most, num_threads=pace.num_threads) as pipeline:
+        for step in steps:
+            yield make(plan, pipeline, step, level=level, stream=stream)  # no name holds it: it is the consumer's
+
+
+def make(plan: LoadPlan, pipeline: RawPipeline, step: order.Step, *, level: float | None,
+         stream: torch.cuda.Stream | None) -> Made:
+    """This rank's rows of `step` as a batch on the plan's device, written on `stream`."""
+    ids = step.ids[order.local_slice(len(step.ids), plan.rank, plan.world)]
+    asked = requests(plan, ids, epoch=step.epoch, level=level)
+    with pipeline.lease(ids) as raw, torch.cuda.stream(stream) if stream else nullcontext():
+        views = make_views(plan, [x.to(plan.device) for x in raw], asked)
+        batch = Batch(views=views, sample_id=torch.tensor(ids, device=plan.device), seed=plan.seed, step=step.step,
+                      world=World(plan.rank, plan.world))
+        return Made(batch, stream.record_event() if stream else None)
+
+
+def make_views(plan: LoadPlan, sources: list[Tensor], asked: list[Request]) -> tuple[Tensor, ...]:
+    """The views of one batch, in order; one call of `augment` for each number of output channels."""
+    views: dict[int, Tensor] = {}
+    widths = [out_channels(plan, request.plan) for request in asked]
+    for width in dict.fromkeys(widths):
+        members = [k for k, w in enumerate(widths) if w == width]
+        made = augment(sources, [asked[k] for k in members], dtype=plan.dtype, out_channels=width)
+        views.update(zip(members, made, strict=True))
+    return tuple(views[k] for k in range(len(asked)))
+
+
+def received(made: Made) -> Batch:
+    """The batch, safe to use on the consumer's current stream."""
+    if made.ready is not None:
+        stream = torch.cuda.current_stream(made.batch.sample_id.device)
+        stream.wait_event(made.ready)
+        for tensor in (*made.batch.views, made.batch.sample_id):
+            tensor.record_stream(stream)  # else the allocator could give the memory to the loader's stream too early
+    return made.batch

@@ -1,0 +1,106 @@
+"""What a loader was asked for, checked: every mistake of the request is found here, before a thread starts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dsengine.augment.apply import BandPlan, Request, band_plan
+from dsengine.augment.params import draw
+from dsengine.corpus import Contract, Corpus
+from dsengine.data.sample import View, default_crop, sized
+from dsengine.errors import UsageError
+
+DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+PAD = 8  # channels; the tensor cores' multiple
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadPlan:
+    """Everything that decides the content of batches; how fast they come is decided elsewhere."""
+
+    corpus: Corpus
+    views: tuple[View, ...]  # sizes filled in
+    bands: tuple[BandPlan, ...]  # one a view
+    arrays: tuple[str, ...]  # what has to be read, the op's sources
+    rows: np.ndarray  # (N,) int64, ascending
+    global_batch: int
+    seed: int
+    rank: int
+    world: int
+    device: torch.device
+    dtype: torch.dtype
+    pad_channels: bool
+
+
+def make_plan(corpus: Corpus, views: Sequence[View], *, split: str, limit: int | None, global_batch: int, seed: int,
+              rank: int, world: int, device: str | torch.device, dtype: torch.dtype, pad_channels: bool) -> LoadPlan:
+    """The checked plan; `limit` keeps that many rows, evenly spread over the split. Raises UsageError."""
+    contract = corpus.contract()
+    views = sized(tuple(views), default_crop(corpus.patch_size))
+    arrays = _arrays(contract, views)
+    rows = _spread(corpus.rows(split), limit)
+    if not len(rows):
+        raise UsageError(f"split: {split!r} of {corpus.path} has no patches; legal: a split that has some")
+    _check_numbers(global_batch=global_batch, seed=seed, rank=rank, world=world)
+    for view in views:
+        if not 1 <= view.size <= corpus.patch_size:
+            raise UsageError(f"size: a view of {view.size} px does not fit {corpus.path}, legal: 1 to {corpus.patch_size} px")
+    if dtype not in DTYPES:
+        raise UsageError(f"dtype: {dtype} is not legal: {', '.join(map(str, DTYPES))}")
+    return LoadPlan(
+        corpus=corpus, views=views, bands=tuple(band_plan(contract, view.bands, arrays) for view in views),
+        arrays=arrays, rows=rows, global_batch=global_batch, seed=seed, rank=rank, world=world,
+        device=_device(device), dtype=dtype, pad_channels=pad_channels)
+
+
+def requests(plan: LoadPlan, ids: np.ndarray, *, epoch: int, level: float | None) -> list[Request]:
+    """What is to happen to samples `ids` in each view; level None is the curriculum's at `epoch`."""
+    found = []
+    for k, (view, bands) in enumerate(zip(plan.views, plan.bands, strict=True)):
+        strength = view.augment.curriculum.level(epoch) if level is None else level
+        draws = draw(view.augment, view=k, size=view.size, patch_size=plan.corpus.patch_size,
+                     num_bands=len(bands.names), seed=plan.seed, epoch=epoch, ids=ids, level=strength)
+        found.append(Request(bands, draws, view.size, view.augment.jitter_space))
+    return found
+
+
+def out_channels(plan: LoadPlan, bands: BandPlan) -> int:
+    """Channels of a view of `bands`, with the padding asked for."""
+    return -(-len(bands.names) // PAD) * PAD if plan.pad_channels else len(bands.names)
+
+
+def _arrays(contract: Contract, views: tuple[View, ...]) -> tuple[str, ...]:
+    """Arrays that hold a band of any view, in corpus order."""
+    if not views:
+        raise UsageError("views: none given; legal: one View or more")
+    return tuple(dict.fromkeys(band.array for band in contract.bands
+                               if any(view.bands is None or band.name in view.bands for view in views)))
+
+
+def _spread(rows: np.ndarray, limit: int | None) -> np.ndarray:
+    """At most `limit` of `rows`, evenly spread: neighbouring rows are often neighbours on the ground."""
+    if limit is None or limit >= len(rows):
+        return rows
+    return rows[np.arange(limit) * len(rows) // limit]
+
+
+def _check_numbers(*, global_batch: int, seed: int, rank: int, world: int) -> None:
+    if global_batch < 1:
+        raise UsageError(f"batch_size: {global_batch} is not legal, it must be 1 or more")
+    if world < 1 or not 0 <= rank < world:
+        raise UsageError(f"rank: {rank} of world {world} is not legal, it must be in [0, world)")
+    if not 0 <= seed < 1 << 32:
+        raise UsageError(f"seed: {seed} is not legal, it must be in [0, 2**32)")
+
+
+def _device(device: str | torch.device) -> torch.device:
+    try:
+        found = torch.device(device)
+    except RuntimeError:
+        raise UsageError(f"device: {device!r} is unknown; legal: cpu, cuda, cuda:N") from None
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise UsageError(f"device: {device} is not there, this process sees {torch.cuda.device_count()} GPUs; legal: cpu, "
+                         "or one of them")
+    return found
