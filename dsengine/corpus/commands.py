@@ -93,7 +93,7 @@ def run_verify(args: argparse.Namespace) -> int:
         result = verify(corpus, progress=advance)
     if result.problems:
         _console().print(damage_table(result.problems))
-    _console().print(f"{args.path}: {result.num_chunks} chunks of {len(corpus)} patches checked, {len(result.problems)} problems")
+    _console().print(f"{args.path}: {result.num_chunks} chunks of {len(corpus)} patches checked, {len(result.problems)} problems", markup=False, soft_wrap=True)
     return 1 if result.problems else 0
 
 

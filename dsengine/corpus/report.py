@@ -28,8 +28,8 @@ def print_info(corpus: Corpus, console: Console) -> None:
 
 def stats_table(corpus: Corpus) -> Table:
     """One line a band: where it is stored and its statistics."""
-    table = Table(title="bands", title_justify="left", box=SIMPLE_HEAD)
-    for heading in ("band", "array", "ch", "m", "unit", "mean", "std", "valid pixels", "cut"):
+    table = Table(title="bands", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for heading in ("band", "array", "ch", "m", "unit", "mean", "std", "valid", "cut"):
         table.add_column(heading, justify="left" if heading in ("band", "array", "unit") else "right", no_wrap=True)
     for band in corpus.bands:
         attrs = dict(corpus.arrays[band.array].attrs)
@@ -50,7 +50,7 @@ def damage_table(problems: Sequence[Problem]) -> Table:
 
 
 def _summary(corpus: Corpus) -> Table:
-    index, table = corpus.index, Table(show_header=False, title=str(corpus.path), title_justify="left")
+    index, table = corpus.index, Table(show_header=False, title=Text(str(corpus.path)), title_justify="left")
     table.add_row("patches", f"{len(corpus):,} of {corpus.patch_size} x {corpus.patch_size} pixels, {corpus.resolution_m:g} m")
     table.add_row("sensors", ", ".join(corpus.sensors))
     table.add_row("split", ", ".join(f"{name} {len(corpus.rows(name)):,}" for name in SPLITS))
