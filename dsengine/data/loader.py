@@ -8,10 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from dsengine.augment.apply import Request, augment
+from dsengine.augment.apply import augment
 from dsengine.augment.params import HELDOUT_EPOCH
 from dsengine.corpus import Corpus
 from dsengine.data import order
@@ -183,23 +184,31 @@ def make(plan: LoadPlan, pipeline: RawPipeline, step: order.Step, *, level: floa
          stream: torch.cuda.Stream | None) -> Made:
     """This rank's rows of `step` as a batch on the plan's device, written on `stream`."""
     ids = step.ids[order.local_slice(len(step.ids), plan.rank, plan.world)]
-    asked = requests(plan, ids, epoch=step.epoch, level=level)
-    with pipeline.lease(ids) as raw, torch.cuda.stream(stream) if stream else nullcontext():
-        views = make_views(plan, [x.to(plan.device) for x in raw], asked)
+    with torch.cuda.stream(stream) if stream else nullcontext():
+        views = read_views(plan, pipeline, ids, epoch=step.epoch, level=level) if len(ids) else no_views(plan)
         batch = Batch(views=views, sample_id=torch.tensor(ids, device=plan.device), seed=plan.seed, step=step.step,
                       world=World(plan.rank, plan.world))
         return Made(batch, stream.record_event() if stream else None)
 
 
-def make_views(plan: LoadPlan, sources: list[Tensor], asked: list[Request]) -> tuple[Tensor, ...]:
-    """The views of one batch, in order; one call of `augment` for each number of output channels."""
-    views: dict[int, Tensor] = {}
+def read_views(plan: LoadPlan, pipeline: RawPipeline, ids: np.ndarray, *, epoch: int, level: float | None) -> tuple[Tensor, ...]:
+    """The views of samples `ids`, in order; one call of `augment` for each number of output channels."""
+    asked = requests(plan, ids, epoch=epoch, level=level)
     widths = [out_channels(plan, request.plan) for request in asked]
-    for width in dict.fromkeys(widths):
-        members = [k for k, w in enumerate(widths) if w == width]
-        made = augment(sources, [asked[k] for k in members], dtype=plan.dtype, out_channels=width)
-        views.update(zip(members, made, strict=True))
+    views: dict[int, Tensor] = {}
+    with pipeline.lease(ids) as raw:
+        sources = [x.to(plan.device) for x in raw]  # a blocking copy to a GPU: the lease may end
+        for width in dict.fromkeys(widths):
+            members = [k for k, w in enumerate(widths) if w == width]
+            made = augment(sources, [asked[k] for k in members], dtype=plan.dtype, out_channels=width)
+            views.update(zip(members, made, strict=True))
     return tuple(views[k] for k in range(len(asked)))
+
+
+def no_views(plan: LoadPlan) -> tuple[Tensor, ...]:
+    """The views of a rank without a row in a held-out batch: (0, C, size, size)."""
+    return tuple(torch.empty((0, out_channels(plan, bands), view.size, view.size), dtype=plan.dtype, device=plan.device)
+                 for view, bands in zip(plan.views, plan.bands, strict=True))
 
 
 def received(made: Made) -> Batch:

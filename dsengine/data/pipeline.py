@@ -47,13 +47,10 @@ class RawPipeline:
 
     @contextmanager
     def lease(self, ids: np.ndarray) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Stored integers of patches `ids` (B,) int64: (B, C, H, W) int16 for each array, in order of `names`.
+        """Stored integers of patches `ids` (B,) int64, B >= 1: (B, C, H, W) int16 for each array, in order of `names`.
 
         The tensors are overwritten by the next lease: use them up inside the `with`. Raises RunError for damaged chunks.
         """
-        if not len(ids):  # DALI has no empty batch
-            yield tuple(torch.from_numpy(slab[:0]) for slab in self._slabs)
-            return
         batches = [slab[:len(ids)] for slab in self._slabs]
         for reader, batch_BCHW in zip(self._readers, batches, strict=True):
             decode(reader.read(ids), batch_BCHW, pool=self._pool, parts=self._threads)
