@@ -120,7 +120,8 @@ class Contract:
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and scalars; floats survive JSON exactly."""
-        return {**asdict(self), "bands": [band._asdict() for band in self.bands]}
+        fields = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
+        return {**fields, "bands": [band._asdict() for band in self.bands]}
 
     @classmethod
     def from_json(cls, d: dict[str, Any]) -> "Contract":

@@ -50,7 +50,7 @@ def verify(corpus: Corpus, *, progress: Callable[[int, int], None] | None = None
             if chunk is not None and name in corpus.arrays:
                 part, valid_NC = band_sums(chunk, nodata=array.attrs["nodata"])
                 sums = part if sums is None else sums.add(part)
-                valid[row] += valid_NC.sum()
+                valid[row:row + len(chunk)] += valid_NC.sum(axis=1)
             elif chunk is not None and found == []:
                 problems += _check_label(corpus.path, name, array, row, chunk)
             if progress and row >= 0:

@@ -53,6 +53,7 @@ def layers(patterns: Sequence[str], bands: Sequence[str], *, what: str, names: S
     for site, channels in found.items():
         if missing := [band for band in bands if band not in channels]:
             raise UsageError(f"{what}: site {site} lacks band {', '.join(missing)}; {_paths(files[site])} has {', '.join(channels)}")
+        _check_alike(site, files[site], what)
     return {site: Layer(tuple(channels[band] for band in bands), tuple(files[site])) for site, channels in sorted(found.items())}
 
 
@@ -107,6 +108,15 @@ def _single_band(path: Path, bands: Sequence[str], what: str) -> tuple[str, Sequ
         if not known:
             raise UsageError(f"{path} has one band and its name does not end in one; {what} {nearest(tail, bands)}")
     return head or path.parent.name, (canonical_band(tail),)
+
+
+def _check_alike(site: str, infos: Sequence[RasterInfo], what: str) -> None:
+    """The files of one layer are read with one scale, offset and nodata value."""
+    for info in infos[1:]:
+        for key in ("nodata", "scale", "offset"):
+            mine, first = getattr(info, key), getattr(infos[0], key)
+            if mine != first and not (mine != mine and first != first):  # NaN equals NaN here
+                raise UsageError(f"{what}: site {site}: {info.path} declares {key} {mine}, {infos[0].path} {first}; files of a site must agree")
 
 
 def _check_grid(site: str, infos: Sequence[RasterInfo]) -> None:

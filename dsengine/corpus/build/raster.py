@@ -98,6 +98,12 @@ def to_stored(raw_CHW: np.ndarray, radiometry: Radiometry) -> tuple[np.ndarray, 
     return np.where(valid, cut, NODATA).astype(np.int16), saturated
 
 
+def position(info: RasterInfo, *, x: float, y: float) -> tuple[float, float]:
+    """Coordinates in the raster's CRS of a point in pixels from the upper left corner; the raster is north-up."""
+    t = info.transform
+    return t.c + x * t.a, t.f + y * t.e
+
+
 def lonlat(crs: CRS, x: Sequence[float], y: Sequence[float]) -> tuple[np.ndarray, np.ndarray]:
     """Degrees WGS 84 of points in `crs`."""
     lon, lat = warp_points(crs, "EPSG:4326", list(x), list(y))

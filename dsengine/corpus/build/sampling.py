@@ -13,7 +13,7 @@ from dsengine.corpus.build.grid import BLOCK_DEG, windows
 from dsengine.corpus.build.offset import Decision
 from dsengine.corpus.build.pairing import Layer, Site
 from dsengine.corpus.build.radiometry import s1_radiometry, s2_offsets, s2_radiometry
-from dsengine.corpus.build.raster import Radiometry, RasterInfo, acquired, distinct_values, lonlat, read_window, to_stored
+from dsengine.corpus.build.raster import Radiometry, RasterInfo, acquired, distinct_values, lonlat, position, read_window, to_stored
 from dsengine.corpus.build.writer import Block, CorpusWriter
 from dsengine.corpus.labels import class_table
 from dsengine.corpus.schema import UNKNOWN_EPSG, UNKNOWN_TIME, LabelSpec, standard_layout
@@ -152,8 +152,8 @@ def _columns(patches: Sequence[Patch], sites: Mapping[str, Site], *, size: int) 
         "lon", "lat", "epsg", "x", "y", "time_s2", "time_s1", "source", "split_lon", "split_lat")}
     for name in dict.fromkeys(patch.site for patch in patches):
         info, mine = _any_file(sites[name]), [p for p in patches if p.site == name]
-        corners = [info.transform * (p.x, p.y) for p in mine]
-        centres = [info.transform * (p.x + size / 2, p.y + size / 2) for p in mine]
+        corners = [position(info, x=p.x, y=p.y) for p in mine]
+        centres = [position(info, x=p.x + size / 2, y=p.y + size / 2) for p in mine]
         lon, lat = lonlat(info.crs, *zip(*centres, strict=True))
         split_lon, split_lat = _split_points(info, lon, lat)
         times = {sensor: acquired(sites[name][sensor].files[0]) if sensor in sites[name] else UNKNOWN_TIME for sensor in SENSORS}
@@ -169,7 +169,7 @@ def _split_points(info: RasterInfo, lon: np.ndarray, lat: np.ndarray) -> tuple[n
     height, width = info.shape
     if max(height, width) * info.transform.a > BLOCK_DEG * 111_200:
         return lon, lat
-    centre_lon, centre_lat = lonlat(info.crs, *zip(info.transform * (width / 2, height / 2), strict=True))
+    centre_lon, centre_lat = lonlat(info.crs, *zip(position(info, x=width / 2, y=height / 2), strict=True))
     return np.broadcast_to(centre_lon, lon.shape), np.broadcast_to(centre_lat, lat.shape)
 
 

@@ -54,7 +54,7 @@ def build(args: argparse.Namespace, *, progress: Callable[[int, int], None] | No
         parts[f"label {name}"] = pairing.layers([pattern], ("class",), what=f"--label {name}")
     sites = pairing.pair(parts)
     options = sampling.Options(
-        size=args.size, stride=args.stride or args.size, seed=args.seed, s2_offset=args.s2_offset, s2_scale=args.s2_scale,
+        size=args.size, stride=args.size if args.stride is None else args.stride, seed=args.seed, s2_offset=args.s2_offset, s2_scale=args.s2_scale,
         s1_scale=args.s1_scale, s1_offset=args.s1_offset, s2_nodata=_nodata(args.s2_nodata, "--s2-nodata"),
         s1_nodata=_nodata(args.s1_nodata, "--s1-nodata"))
     return sampling.sample_sites(Path(args.out), sites, options, progress=progress)
