@@ -27,14 +27,15 @@ def _parts() -> tuple[nn.Module, torch.optim.Optimizer]:
 
 def _save(run: Path, step: int, keep: int = 2) -> tuple[nn.Module, torch.optim.Optimizer]:
     module, optimizer = _parts()
-    checkpoint.save(run, step=step, method=module, optimizer=optimizer, config={"a": 1}, contract=CONTRACT, keep=keep)
+    checkpoint.save(run, step=step, method=module, optimizer=optimizer, loader={"step": step}, config={"a": 1},
+                    contract=CONTRACT, keep=keep)
     return module, optimizer
 
 
 def test_what_is_restored_equals_what_was_saved_bit_for_bit(tmp_path: Path) -> None:
     module, optimizer = _save(tmp_path, 7)
     found, passed = checkpoint.latest(tmp_path)
-    assert (found.step, found.config, found.contract, passed) == (7, {"a": 1}, CONTRACT, [])
+    assert (found.step, found.loader, found.config, found.contract, passed) == (7, {"step": 7}, {"a": 1}, CONTRACT, [])
     other, fresh = _parts()
     checkpoint.restore(found, other, fresh, torch.device("cpu"))
     assert all(torch.equal(a, b) for a, b in zip(module.state_dict().values(), other.state_dict().values()))

@@ -5,8 +5,6 @@ import shutil
 import uuid
 from pathlib import Path
 
-from dsengine.corpus.synth import WORLD_VERSION, synthesize
-
 NUM_PATCHES = 640
 SIZE = 64  # pixels
 
@@ -18,6 +16,8 @@ def cache_folder() -> Path:
 
 def default_corpus() -> Path:
     """The path of the default corpus, made now if it is not there yet; safe when two processes ask at once."""
+    from dsengine.corpus.synth import WORLD_VERSION, synthesize  # brings numba, which no other path here needs
+
     path = cache_folder() / f"synth-v{WORLD_VERSION}-{NUM_PATCHES}x{SIZE}-seed0"
     if path.exists():
         return path

@@ -26,12 +26,13 @@ class Checkpoint(NamedTuple):
 
     path: Path
     step: int
+    loader: dict[str, int]  # the loader's position and what must be equal for it to mean the same samples
     config: dict
     contract: Contract
 
 
-def save(run: Path, *, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, config: dict,
-         contract: Contract, keep: int) -> Path:
+def save(run: Path, *, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, loader: dict[str, int],
+         config: dict, contract: Contract, keep: int) -> Path:
     """Write the checkpoint of `step` and remove all but the newest `keep`; RunError when the disk refuses."""
     final = run / "checkpoints" / f"step-{step:08d}"
     stage = final.with_name(f".{final.name}.part")
@@ -41,7 +42,8 @@ def save(run: Path, *, step: int, method: nn.Module, optimizer: torch.optim.Opti
         save_file({k: v.contiguous() for k, v in method.state_dict().items()}, stage / "model.safetensors")
         torch.save(optimizer.state_dict(), stage / "state.pt")
         hashes = {name: _sha256(stage / name) for name in ("model.safetensors", "state.pt")}
-        manifest = {"format": 1, "step": step, "config": config, "contract": contract.to_json(), "sha256": hashes}
+        manifest = {"format": 1, "step": step, "loader": loader, "config": config, "contract": contract.to_json(),
+                    "sha256": hashes}
         manifest["manifest_sha256"] = _digest(manifest)
         (stage / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in [*stage.iterdir(), stage]:
@@ -67,6 +69,15 @@ def latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, passed
 
 
+def check_resumable(run: Path, contract: Contract, *, what: str) -> None:
+    """UsageError when the run's newest checkpoint was made on other data; RunError when all of them are damaged."""
+    saved, passed = latest(run)
+    if saved is None and passed:
+        raise RunError(f"{passed[0]}; no older one is whole, the run in {run} cannot be resumed")
+    if saved is not None:
+        saved.contract.check(contract, what=what)
+
+
 def read(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, its hashes checked; RunError says what is wrong with it."""
     try:
@@ -76,7 +87,8 @@ def read(folder: Path) -> Checkpoint:
         for name, expected in manifest["sha256"].items():
             if _sha256(folder / name) != expected:
                 raise RunError(f"checkpoint {folder}: {name} does not match its sha256, the file is damaged")
-        return Checkpoint(folder, manifest["step"], manifest["config"], Contract.from_json(manifest["contract"]))
+        contract = Contract.from_json(manifest["contract"])
+        return Checkpoint(folder, manifest["step"], manifest["loader"], manifest["config"], contract)
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"checkpoint {folder}: not readable ({type(error).__name__}: {error})") from error
 

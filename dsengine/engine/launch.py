@@ -21,11 +21,9 @@ from dsengine import dist
 from dsengine.config import RunConfig
 from dsengine.corpus import open_corpus
 from dsengine.corpus.default import default_corpus
-from dsengine.engine import plan
-from dsengine.engine.log import METRICS
+from dsengine.engine import checkpoint, plan
 from dsengine.engine.train import train
 from dsengine.errors import RunError, UsageError
-
 
 # What a resumed run may change; every other setting decides what the figures of the run mean.
 _FREE = {"out", "corpus", "train.epochs", "train.max_steps", "train.log_steps", "train.checkpoint_steps",
@@ -63,9 +61,12 @@ def run(config: RunConfig, *, resume: bool = False) -> Path:
     if config.corpus is None:
         config = replace(config, corpus=str(default_corpus()))
     corpus = open_corpus(config.corpus)
-    corpus.contract()  # refuses a corpus without statistics
-    plan.complete(config, corpus, ranks=ranks, device=torch.device(kind))
-    folder = _run_folder(config.out, resume)
+    contract = corpus.contract()
+    if resume:
+        checkpoint.check_resumable(Path(config.out), contract, what=f"corpus {config.corpus}")
+    config = replace(config, corpus=str(Path(config.corpus).resolve()))
+    config = plan.complete(config, corpus, ranks=ranks, device=torch.device(kind))
+    folder = _run_folder(config, resume)
     if ranks == 1 or dist.under_launcher():
         rank_main(config, folder, kind=kind, resume=resume)
     else:
@@ -97,19 +98,22 @@ def rank_main(config: RunConfig, folder: Path, *, kind: str, resume: bool) -> No
         dist.leave(world)
 
 
-def _run_folder(out: str | None, resume: bool) -> Path:
-    folder = Path(out) if out else Path("runs") / time.strftime("%Y%m%d-%H%M%S")
+def _run_folder(config: RunConfig, resume: bool) -> Path:
+    """The run's folder, made if need be, with its complete config.yaml; UsageError when it cannot be used."""
+    folder = Path(config.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"out={folder}: is a file; give a new or an empty folder")
-    first = int(os.environ.get("RANK", 0)) == 0  # under torchrun the others find what rank 0 has begun
-    if first and not resume and folder.exists() and any(folder.iterdir()):
-        raise UsageError(f"out={folder}: is not empty; give another folder, or --resume to go on with the run in it")
+    if int(os.environ.get("RANK", 0)) != 0:
+        return folder  # under torchrun the others use what rank 0 makes
     try:
+        if not resume and folder.exists() and any(folder.iterdir()):
+            raise UsageError(f"out={folder}: is not empty; give another folder, or --resume to go on with the run in it")
         folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / METRICS, "a"):
-            pass
+        part = folder / ".config.yaml.part"
+        part.write_text(configuration.to_yaml(replace(config, out=str(folder))))
+        os.replace(part, folder / "config.yaml")
     except OSError as error:
-        raise UsageError(f"out={folder}: cannot be written ({error.strerror})") from error
+        raise UsageError(f"out={folder}: cannot be written ({error.strerror}); give another folder") from error
     return folder
 
 

@@ -27,15 +27,14 @@ from dsengine.nn.norm import running_statistics, set_groups
 
 
 def train(config: RunConfig, run: Path, *, world: World, device: torch.device, resume: bool) -> None:
-    """Run `config` to its end in the folder `run` (which exists and, unless `resume`, is empty).
+    """Run `config` (nothing left open, see `plan.complete`) to its end in the folder `run`.
 
-    Leaves config.yaml, metrics.jsonl, tensorboard/, checkpoints/, figures/. Raises UsageError for numbers that do
+    Leaves metrics.jsonl, tensorboard/, checkpoints/, figures/. Raises UsageError for numbers that do
     not fit, RunError for damaged data, a full disk, or a loss or gradient that is not finite.
     """
     # Setup: what a run is made of
     corpus = open_corpus(config.corpus)
     contract = corpus.contract()
-    config = plan.complete(config, corpus, ranks=world.size, device=device)
     setting = config.train
     method = place(_fresh_method(config, len(corpus.bands)), setting.precision, device)
     set_groups(method, setting.bn_group, setting.batch_size // world.size)
@@ -45,11 +44,9 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
 
     # Where to start
     saved, passed_over = checkpoint.latest(run) if resume else (None, [])
-    start = 0
+    start = 0 if saved is None else saved.step
     if saved is not None:
-        saved.contract.check(contract, what=f"corpus {corpus.path}")
         checkpoint.restore(saved, method, optimizer, device)
-        start = saved.step
 
     with ExitStack() as stack:
         loader = stack.enter_context(Loader(corpus, views, setting.batch_size, rank=world.rank, world=world.size,
@@ -57,10 +54,10 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         heldout = _heldout(corpus, views, setting.heldout_samples, common)
         if heldout is not None:
             stack.enter_context(heldout)
+        if saved is not None:
+            loader.load_state_dict(saved.loader)
         total = plan.total_steps(setting, loader.steps_per_epoch)
         log = stack.enter_context(RunLog(run, total=total, start=start) if world.rank == 0 else SilentLog())
-        if world.rank == 0:
-            (run / "config.yaml").write_text(configuration.to_yaml(config))
         for sentence in passed_over:
             log.say(f"passed over a damaged checkpoint: {sentence}")
         if start:
@@ -68,7 +65,6 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
 
         # Loop
         step_once = Step(method, optimizer, precision=setting.precision, world=world)
-        loader.load_state_dict({"step": start})
         batches = iter(loader)
         meter = Meter()
         for step in range(start, total):
@@ -101,8 +97,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
                 mean_over_ranks_(running_statistics(method), world)
                 if world.rank == 0:
                     log.sync()
-                    checkpoint.save(run, step=done, method=method, optimizer=optimizer, contract=contract,
-                                    config=configuration.dump(config), keep=setting.keep_checkpoints)
+                    checkpoint.save(run, step=done, method=method, optimizer=optimizer, loader=loader.state_dict(),
+                                    config=configuration.dump(config), contract=contract, keep=setting.keep_checkpoints)
     if world.rank == 0:
         figures.draw_losses(run)
 
