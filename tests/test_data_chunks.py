@@ -1,7 +1,6 @@
 """Chunk reader, decode and the DALI pipeline against plain zarr-python, on whole and on damaged corpora."""
 
 import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,9 +13,9 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from dsengine.corpus import Corpus, open_corpus
 from dsengine.corpus.build.writer import Block, CorpusWriter
 from dsengine.corpus.schema import ArraySpec, Layout
-from dsengine.data.chunks import ChunkReader, coalesce
-from dsengine.data.decode import decode
-from dsengine.data.layout import chunk_layout
+from dsengine.data.chunks import Located, ShardIndex, coalesce
+from dsengine.data.layout import ChunkLayout, chunk_layout
+from dsengine.data.patches import PatchReader, windows
 from dsengine.data.pipeline import RawPipeline
 from dsengine.errors import RunError, UsageError
 
@@ -48,28 +47,31 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return write_corpus(tmp_path_factory.mktemp("data") / "corpus")
 
 
-def read(corpus: Corpus, name: str, ids: np.ndarray, *, parts: int = 2) -> np.ndarray:
-    layout = chunk_layout(corpus.arrays[name], root=corpus.path)
-    out = np.empty((len(ids), *layout.patch_shape), dtype=np.int16)
-    with ThreadPoolExecutor(2) as pool:
-        decode(ChunkReader(layout, pool, parts=parts).read(ids), out, pool=pool, parts=parts)
+def read(layout: ChunkLayout, ids: np.ndarray, *, num_threads: int = 2) -> np.ndarray:
+    reader = PatchReader([layout], num_threads=num_threads)
+    out = np.full((len(ids), *layout.patch_shape), 77, dtype=np.int16)
+    try:
+        reader.read(ids, [out])
+    finally:
+        reader.close()
     return out
 
 
 @settings(max_examples=30, deadline=None)
-@given(ids=st.lists(st.integers(0, NUM - 1), min_size=1, max_size=40), parts=st.integers(1, 5))
-def test_any_patches_in_any_order_equal_zarr_python(corpus: Corpus, ids: list[int], parts: int) -> None:
+@given(ids=st.lists(st.integers(0, NUM - 1), min_size=1, max_size=40), num_threads=st.integers(1, 5))
+def test_any_patches_in_any_order_equal_zarr_python(corpus: Corpus, ids: list[int], num_threads: int) -> None:
     rows = np.array(ids)
-    for name, array in corpus.arrays.items():
-        np.testing.assert_array_equal(read(corpus, name, rows, parts=parts), array.oindex[rows])
+    for array in corpus.arrays.values():
+        found = read(chunk_layout(array, root=corpus.path), rows, num_threads=num_threads)
+        np.testing.assert_array_equal(found, array.oindex[rows])
 
 
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
 def test_each_codec_of_the_corpus_reads_back(tmp_path: Path, codec: str) -> None:
     corpus = write_corpus(tmp_path / "c", codec=codec)
     rows = np.arange(NUM)[::-1]
-    for name, array in corpus.arrays.items():
-        np.testing.assert_array_equal(read(corpus, name, rows), array[:][::-1])
+    for array in corpus.arrays.values():
+        np.testing.assert_array_equal(read(chunk_layout(array, root=corpus.path), rows), array[:][::-1])
 
 
 @pytest.mark.parametrize("codecs", [
@@ -81,16 +83,29 @@ def test_shards_written_by_zarr_python_read_back_with_absent_chunks_as_fill_valu
     array = zarr.create_array(tmp_path / "a", shape=want.shape, chunks=(1, 2, 16, 16), shards=(4, 2, 16, 16),
                               dtype="int16", fill_value=-32768, compressors=codecs)
     array[:] = want
-    layout = chunk_layout(array, root=tmp_path / "a")
-    out = np.zeros_like(want)
-    with ThreadPoolExecutor(1) as pool:
-        decode(ChunkReader(layout, pool, parts=1).read(np.arange(10)), out, pool=pool, parts=1)
-    np.testing.assert_array_equal(out, want)
+    np.testing.assert_array_equal(read(chunk_layout(array, root=tmp_path / "a"), np.arange(10)), want)
+
+
+def located(shard: list[int], offset: list[int], size: list[int]) -> Located:
+    return Located(np.arange(len(size)), np.arange(len(size)) + 100, np.array(shard), np.array(offset), np.array(size))
 
 
 def test_neighbouring_chunks_are_read_at_once_and_others_apart() -> None:
-    rows = np.array([[0, 0, 0, 10, 5], [0, 10, 10, 7, 6], [0, 20, 17, 3, 7], [1, 23, 20, 4, 8], [1, 0, 24, 0, 9]])
-    assert [(e.shard, e.offset, e.start, e.size) for e in coalesce(rows)] == [(0, 0, 0, 17), (0, 20, 17, 3), (1, 23, 20, 4)]
+    found = coalesce(located([0, 0, 0, 1, 1], [0, 10, 20, 23, 0], [10, 7, 3, 4, 0]))
+    assert [(e.shard, e.offset, e.size, e.patch) for e in found] == [(0, 0, 17, 100), (0, 20, 3, 102), (1, 23, 4, 103)]
+
+
+def test_windows_hold_every_chunk_in_order_and_never_more_than_their_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsengine.data.patches.WINDOW_BYTES", 10)
+    sizes = [4, 6, 1, 30, 0, 9, 2]
+    found = [w.size.tolist() for w in windows(located([0] * 7, [0] * 7, sizes))]
+    assert found == [[4, 6], [1], [30], [0, 9], [2]]
+
+
+def test_a_chunk_larger_than_a_window_is_read_whole(corpus: Corpus, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("dsengine.data.patches.WINDOW_BYTES", 100)
+    rows = np.array([4, 19, 3])
+    np.testing.assert_array_equal(read(chunk_layout(corpus.arrays["s2"], root=corpus.path), rows), corpus.arrays["s2"].oindex[rows])
 
 
 def test_the_pipeline_gives_the_integers_of_zarr_python_for_batches_of_changing_size(corpus: Corpus) -> None:
@@ -125,10 +140,8 @@ def failure(corpus: Corpus, ids: list[int]) -> str:
 @pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
 def test_a_flipped_byte_is_an_error_that_names_file_array_and_patch(tmp_path: Path, codec: str) -> None:
     corpus = write_corpus(tmp_path / "c", codec=codec)
-    layout = chunk_layout(corpus.arrays["s2"], root=corpus.path)
-    with ThreadPoolExecutor(1) as pool:
-        found = ChunkReader(layout, pool, parts=1).read(np.arange(8, 16))
-    flip(shard(corpus, 1), int(found.start[3]) + 200)  # chunks 8..15 lie in order, so slab and file positions agree
+    where = ShardIndex(chunk_layout(corpus.arrays["s2"], root=corpus.path)).locate(np.array([11]))
+    flip(shard(corpus, 1), int(where.offset[0]) + 200)
     text = failure(corpus, [0, 20, 11])
     assert str(shard(corpus, 1)) in text and "array s2, patch 11" in text and "crc32c" in text and "\n" not in text
 
@@ -166,9 +179,8 @@ def test_a_frame_that_does_not_hold_one_patch_is_refused_before_it_is_decoded(tm
                               dtype="int16", fill_value=-32768, compressors=[BloscCodec(cname="lz4", typesize=2)])
     array[:] = patches(np.random.default_rng(2), 1, 2, 16)
     flip(tmp_path / "a" / "c" / "0" / "0" / "0" / "0", 6)
-    out = np.zeros((1, 2, 16, 16), dtype=np.int16)
-    with ThreadPoolExecutor(1) as pool, pytest.raises(RunError, match="array .*patch 0: its blosc header says"):
-        decode(ChunkReader(chunk_layout(array, root=tmp_path / "a"), pool, parts=1).read(np.arange(1)), out, pool=pool, parts=1)
+    with pytest.raises(RunError, match="array .*patch 0: its blosc header says"):
+        read(chunk_layout(array, root=tmp_path / "a"), np.arange(1))
 
 
 @pytest.mark.parametrize(("options", "wrong"), [

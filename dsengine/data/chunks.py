@@ -1,4 +1,4 @@
-"""Compressed chunk bytes of a batch, read by shard index into one reused slab; no zarr-python per patch.
+"""Compressed chunk bytes by shard index, a few reads at a time into a reused buffer; no zarr-python per patch.
 
 A shard file is inner chunks in any order and a table of (offset, size), 16 bytes a chunk (`corpus.shards`). A chunk
 without an entry was not stored and is all fill value. One inner chunk is one patch.
@@ -6,7 +6,6 @@ without an entry was not stored and is all fill value. One inner chunk is one pa
 
 import os
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -16,26 +15,38 @@ from dsengine.data.layout import ChunkLayout
 from dsengine.errors import RunError
 
 
-class Chunks(NamedTuple):
-    """Compressed chunks of `ids` in their order; `slab` is overwritten by the reader's next `read`."""
+class Located(NamedTuple):
+    """Where the chunks of n patches lie, in file order; each (n,) int64."""
+
+    row: np.ndarray  # position of the patch in the batch
+    patch: np.ndarray
+    shard: np.ndarray
+    offset: np.ndarray  # bytes from the start of the shard
+    size: np.ndarray  # bytes; 0: not stored, the patch is all fill value
+
+    def part(self, lo: int, hi: int) -> "Located":
+        """Chunks lo to hi - 1."""
+        return Located(*(column[lo:hi] for column in self))
+
+
+class Chunk(NamedTuple):
+    """One compressed chunk; `data` is empty where it is not stored, and is overwritten by the next read."""
 
     layout: ChunkLayout
-    ids: np.ndarray  # (B,) int64 patches
-    slab: np.ndarray  # (capacity,) uint8
-    start: np.ndarray  # (B,) int64 position in the slab
-    size: np.ndarray  # (B,) int64 bytes; 0: not stored, the patch is all fill value
+    row: int
+    patch: int
+    data: np.ndarray  # (size,) uint8
 
-    def fail(self, k: int, problem: str) -> RunError:
-        """The error for row `k` of this batch."""
-        return damage(self.layout, int(self.ids[k]), problem)
+    def fail(self, problem: str) -> RunError:
+        """The error of this chunk."""
+        return damage(self.layout, self.patch, problem)
 
 
 class Extent(NamedTuple):
-    """One read: `size` bytes at `offset` of shard `shard` to `start` in the slab; `patch` is its first."""
+    """One read: `size` bytes at `offset` of shard `shard`, the first of them patch `patch`'s."""
 
     shard: int
     offset: int
-    start: int
     size: int
     patch: int
 
@@ -46,15 +57,6 @@ def damage(layout: ChunkLayout, patch: int, problem: str) -> RunError:
     return RunError(f"{path}: array {layout.name}, patch {patch}: {problem}; restore the file or rebuild the corpus")
 
 
-def run_parts(pool: ThreadPoolExecutor, work: list) -> None:
-    """Run the callables of `work` in `pool`; all have ended when this returns or raises the first error."""
-    futures = [pool.submit(part) for part in work]
-    errors = [f.exception() for f in futures]
-    for error in errors:
-        if error is not None:
-            raise error
-
-
 class ShardIndex:
     """Offset and size of every chunk of one array; a shard's table is read and checked on first use."""
 
@@ -63,18 +65,18 @@ class ShardIndex:
         self._known = np.zeros(layout.num_shards, dtype=bool)
         self._entry = np.empty((layout.num_shards, layout.patches_per_shard, 2), dtype=np.uint64)
 
-    def lookup(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Shard, offset and size (B,) int64 of patches `ids`; size 0 where a chunk is not stored."""
+    def locate(self, ids: np.ndarray) -> Located:
+        """The chunks of patches `ids` (B,) int64. Not for two threads at once. Raises RunError for a damaged table."""
         shard, slot = np.divmod(ids, self._layout.patches_per_shard)
-        unknown, first = np.unique(shard[~self._known[shard]], return_index=True)
-        patches = ids[~self._known[shard]][first]
-        for s, patch in zip(unknown.tolist(), patches.tolist()):
-            self._entry[s] = self._read(s, patch)
+        fresh = ids[~self._known[shard]]
+        for s, first in zip(*np.unique(fresh // self._layout.patches_per_shard, return_index=True)):
+            self._entry[s] = self._read(int(s), int(fresh[first]))
             self._known[s] = True
         entry = self._entry[shard, slot]
         stored = entry[:, 0] != MISSING
         offset, size = np.where(stored[:, None], entry, np.uint64(0)).astype(np.int64).T
-        return shard, offset, size
+        row = np.lexsort((offset, shard))
+        return Located(row, ids[row], shard[row], offset[row], size[row])
 
     def _read(self, shard: int, patch: int) -> np.ndarray:
         """(patches_per_shard, 2) uint64 table of `shard`; `patch` is named when it is damaged."""
@@ -86,77 +88,52 @@ class ShardIndex:
             raise damage(self._layout, patch, str(error)) from error
 
 
-class ChunkReader:
-    """Reads the chunks of any patches of one array. Not for use by two threads at once.
+def read_chunks(layout: ChunkLayout, located: Located, buffer: np.ndarray) -> list[Chunk]:
+    """The chunks of `located`, back to back in `buffer` (n,) uint8, which holds them all.
 
-    `pool` does the reads; `parts` is how many of them run side by side.
+    Chunks that touch on disk are one read. Raises RunError naming file, array and patch when bytes are missing.
     """
-
-    def __init__(self, layout: ChunkLayout, pool: ThreadPoolExecutor, *, parts: int) -> None:
-        self.layout = layout
-        self._index = ShardIndex(layout)
-        self._pool = pool
-        self._parts = parts
-        self._slab = np.empty(0, dtype=np.uint8)
-
-    def read(self, ids: np.ndarray) -> Chunks:
-        """Chunks of patches `ids` (B,) int64, as stored. Raises RunError naming file, array and patch."""
-        shard, offset, size = self._index.lookup(ids)
-        order = np.lexsort((offset, shard))
-        stop = np.cumsum(size[order])
-        start = np.empty_like(size)
-        start[order] = stop - size[order]
-        self._reserve(int(stop[-1]) if len(stop) else 0)
-        table = np.stack([shard, offset, start, size, ids], axis=1)[order]
-        bounds = np.searchsorted(stop, np.linspace(0, stop[-1], self._parts + 1)[1:-1]) if len(stop) else []
-        parts = [rows for rows in np.split(table, bounds) if len(rows)]
-        run_parts(self._pool, [lambda rows=rows: self._read_part(rows) for rows in parts])
-        return Chunks(self.layout, ids, self._slab, start, size)
-
-    def _reserve(self, num_bytes: int) -> None:
-        if num_bytes > self._slab.nbytes:
-            # A quarter more than asked: batches differ by a few percent, and growing again costs page faults.
-            self._slab = np.empty(num_bytes + num_bytes // 4, dtype=np.uint8)
-
-    def _read_part(self, rows: np.ndarray) -> None:
-        target = memoryview(self._slab)
-        opened, fd = -1, -1
-        try:
-            for extent in coalesce(rows):
-                if extent.shard != opened:
-                    opened, fd = extent.shard, self._reopen(fd, extent)
-                self._fill(fd, target, extent)
-        finally:
-            if fd >= 0:
-                os.close(fd)
-
-    def _reopen(self, fd: int, extent: Extent) -> int:
+    target, filled, opened, fd = memoryview(buffer), 0, -1, -1
+    try:
+        for extent in coalesce(located):
+            if extent.shard != opened:
+                opened, fd = extent.shard, _reopen(layout, fd, extent)
+            _fill(layout, fd, target[filled:filled + extent.size], extent)
+            filled += extent.size
+    finally:
         if fd >= 0:
             os.close(fd)
-        try:
-            return os.open(self.layout.shard_path(extent.shard), os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise damage(self.layout, extent.patch, str(error)) from error
-
-    def _fill(self, fd: int, target: memoryview, extent: Extent) -> None:
-        done = 0
-        while done < extent.size:
-            lo = extent.start + done
-            try:
-                got = os.preadv(fd, [target[lo:extent.start + extent.size]], extent.offset + done)
-            except OSError as error:
-                raise damage(self.layout, extent.patch, str(error)) from error
-            if got == 0:
-                raise damage(self.layout, extent.patch, f"the shard ends {extent.size - done} bytes early (truncated)")
-            done += got
+    stop = np.cumsum(located.size)
+    spans = zip((stop - located.size).tolist(), stop.tolist(), located.row.tolist(), located.patch.tolist())
+    return [Chunk(layout, row, patch, buffer[lo:hi]) for lo, hi, row, patch in spans]
 
 
-def coalesce(rows: np.ndarray) -> Iterator[Extent]:
-    """Join rows (R, 5) of (shard, offset, start, size, patch), sorted by file position, where they touch on disk."""
-    shard, offset, start, size, patch = rows.T
-    touches = (shard[1:] == shard[:-1]) & (offset[1:] == offset[:-1] + size[:-1])
+def coalesce(located: Located) -> Iterator[Extent]:
+    """Join chunks in file order where one begins at the end of the one before."""
+    touches = (located.shard[1:] == located.shard[:-1]) & (located.offset[1:] == located.offset[:-1] + located.size[:-1])
     first = np.flatnonzero(np.r_[True, ~touches])
-    total = np.add.reduceat(size, first)
+    total = np.add.reduceat(located.size, first)
     for k, num_bytes in zip(first.tolist(), total.tolist()):
         if num_bytes:
-            yield Extent(int(shard[k]), int(offset[k]), int(start[k]), num_bytes, int(patch[k]))
+            yield Extent(int(located.shard[k]), int(located.offset[k]), num_bytes, int(located.patch[k]))
+
+
+def _reopen(layout: ChunkLayout, fd: int, extent: Extent) -> int:
+    if fd >= 0:
+        os.close(fd)
+    try:
+        return os.open(layout.shard_path(extent.shard), os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise damage(layout, extent.patch, str(error)) from error
+
+
+def _fill(layout: ChunkLayout, fd: int, target: memoryview, extent: Extent) -> None:
+    done = 0
+    while done < extent.size:
+        try:
+            got = os.preadv(fd, [target[done:]], extent.offset + done)
+        except OSError as error:
+            raise damage(layout, extent.patch, str(error)) from error
+        if got == 0:
+            raise damage(layout, extent.patch, f"the shard ends {extent.size - done} bytes early (truncated)")
+        done += got

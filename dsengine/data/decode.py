@@ -1,72 +1,60 @@
-"""Compressed chunk bytes to int16 patches on the CPU: crc32c, then blosc, zstd or a copy, straight into a slab.
+"""One compressed chunk to one int16 patch on the CPU: crc32c, then blosc, zstd or a copy, straight into its place.
 
-numcodecs releases the GIL while it inflates, so a persistent pool of plain threads scales with the cores.
+numcodecs releases the GIL while it inflates, so plain threads scale with the cores; google_crc32c keeps it (about a
+tenth of the work).
 """
-
-from concurrent.futures import ThreadPoolExecutor
 
 import google_crc32c
 import numpy as np
 from numcodecs import blosc, zstd
 
-from dsengine.data.chunks import Chunks, run_parts
+from dsengine.data.chunks import Chunk
 
 CRC_BYTES = 4
 BLOSC_HEADER = np.dtype([("versions", "u1", 2), ("flags", "u1"), ("typesize", "u1"),
                          ("nbytes", "<u4"), ("blocksize", "<u4"), ("cbytes", "<u4")])
 
 
-def decode(chunks: Chunks, out_BCHW: np.ndarray, *, pool: ThreadPoolExecutor, parts: int) -> None:
-    """Fill `out_BCHW` (B, C, H, W) int16, C-contiguous, with the patches of `chunks`, `parts` threads side by side.
+def decode(chunk: Chunk, out_CHW: np.ndarray) -> None:
+    """Fill `out_CHW` (C, H, W) int16, C-contiguous, with the patch of `chunk`; fill value where it is not stored.
 
-    Raises RunError naming file, array and patch when a chunk fails its crc32c or does not decode to one patch.
+    Raises RunError naming file, array and patch when the chunk fails its crc32c or does not hold one patch.
     """
-    bounds = np.linspace(0, len(chunks.ids), parts + 1).astype(int).tolist()
-    spans = [(lo, hi) for lo, hi in zip(bounds, bounds[1:]) if hi > lo]
-    run_parts(pool, [lambda lo=lo, hi=hi: _decode_span(chunks, out_BCHW, lo, hi) for lo, hi in spans])
+    if not chunk.data.nbytes:
+        out_CHW[...] = chunk.layout.fill_value
+        return
+    body = _checked(chunk) if chunk.layout.checked else chunk.data
+    if chunk.layout.compressor == "none":
+        _copy(chunk, body, out_CHW)
+        return
+    if chunk.layout.compressor == "blosc":
+        _check_blosc_header(chunk, body)
+    try:
+        (blosc if chunk.layout.compressor == "blosc" else zstd).decompress(body, out_CHW)
+    except (RuntimeError, ValueError) as error:
+        raise chunk.fail(f"the chunk does not decode ({error})") from error
 
 
-def _decode_span(chunks: Chunks, out_BCHW: np.ndarray, lo: int, hi: int) -> None:
-    starts, sizes = chunks.start[lo:hi].tolist(), chunks.size[lo:hi].tolist()
-    for k, start, size in zip(range(lo, hi), starts, sizes):
-        if size == 0:
-            out_BCHW[k] = chunks.layout.fill_value
-        else:
-            inflate(chunks, k, _checked(chunks, k, chunks.slab[start:start + size]), out_BCHW[k])
-
-
-def _checked(chunks: Chunks, k: int, chunk: np.ndarray) -> np.ndarray:
-    """`chunk` without its crc32c, which is compared when the array has one."""
-    if not chunks.layout.checked:
-        return chunk
-    body, tail = chunk[:-CRC_BYTES], chunk[-CRC_BYTES:]
+def _checked(chunk: Chunk) -> np.ndarray:
+    """The bytes before the crc32c, which is compared."""
+    body, tail = chunk.data[:-CRC_BYTES], chunk.data[-CRC_BYTES:]
     if google_crc32c.value(body) != int.from_bytes(tail.tobytes(), "little"):
-        raise chunks.fail(k, "the chunk fails its crc32c")
+        raise chunk.fail("the chunk fails its crc32c")
     return body
 
 
-def inflate(chunks: Chunks, k: int, body: np.ndarray, out_CHW: np.ndarray) -> None:
-    """Decode one chunk body (n,) uint8 into `out_CHW` int16, by the layout's compressor."""
-    want = chunks.layout.patch_bytes
-    if chunks.layout.compressor == "none":
-        if body.nbytes != want:
-            raise chunks.fail(k, f"the chunk has {body.nbytes} bytes, one patch has {want}")
-        out_CHW.reshape(-1).view(np.uint8)[:] = body
-        return
-    if chunks.layout.compressor == "blosc":
-        _check_blosc_header(chunks, k, body)
-    try:
-        (blosc if chunks.layout.compressor == "blosc" else zstd).decompress(body, out_CHW)
-    except (RuntimeError, ValueError) as error:
-        raise chunks.fail(k, f"the chunk does not decode ({error})")
+def _copy(chunk: Chunk, body: np.ndarray, out_CHW: np.ndarray) -> None:
+    if body.nbytes != out_CHW.nbytes:
+        raise chunk.fail(f"the chunk has {body.nbytes} bytes, one patch has {out_CHW.nbytes}")
+    out_CHW.reshape(-1).view(np.uint8)[:] = body
 
 
-def _check_blosc_header(chunks: Chunks, k: int, body: np.ndarray) -> None:
+def _check_blosc_header(chunk: Chunk, body: np.ndarray) -> None:
     """Refuse a frame whose header does not describe exactly these bytes and one patch: blosc trusts it blindly."""
-    want = chunks.layout.patch_bytes
+    want = chunk.layout.patch_bytes
     if body.nbytes < BLOSC_HEADER.itemsize:
-        raise chunks.fail(k, f"the chunk has {body.nbytes} bytes, less than a blosc header")
+        raise chunk.fail(f"the chunk has {body.nbytes} bytes, less than a blosc header")
     header = body[:BLOSC_HEADER.itemsize].view(BLOSC_HEADER)[0]
     if header["nbytes"] != want or header["cbytes"] != body.nbytes:
-        raise chunks.fail(k, f"its blosc header says {header['cbytes']} -> {header['nbytes']} bytes, "
-                             f"found {body.nbytes} -> {want}")
+        raise chunk.fail(f"its blosc header says {header['cbytes']} -> {header['nbytes']} bytes, "
+                         f"found {body.nbytes} -> {want}")

@@ -1,8 +1,8 @@
 """The fast path from patch numbers to raw integers in torch: chunk reader, decode, DALI.
 
-    ids -> ChunkReader -> compressed slab -> decode -> int16 slab -> DALI graph -> torch (DLPack)
+    ids -> patches (chunks + decode) -> int16 slab -> DALI graph -> torch (DLPack)
 
-The seam for a GPU is `raw_graph`: there the source node carries the compressed slab, and inflating follows it in the
+The seam for a GPU is `raw_graph`: there the source node carries compressed chunks, and inflating follows it in the
 graph; on the CPU DALI has no inflate, so patches are decoded before the graph, whose only node is the source.
 DALI 2.4 copies a CPU source's batch once into its output buffer, whatever `no_copy` says (3.4 ms for 64 patches of
 14 x 128 x 128 on two threads). The non-dynamic executor keeps that buffer and overwrites it in its next run; the dynamic
@@ -10,7 +10,6 @@ one allocates one for each batch, which took 1.5 times as long, in page faults. 
 """
 
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -19,9 +18,8 @@ from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.data_node import DataNode
 
 from dsengine.corpus import Corpus
-from dsengine.data.chunks import ChunkReader
-from dsengine.data.decode import decode
 from dsengine.data.layout import chunk_layout
+from dsengine.data.patches import PatchReader
 
 
 def raw_graph(names: Sequence[str]) -> tuple[DataNode, ...]:
@@ -35,9 +33,7 @@ class RawPipeline:
     def __init__(self, corpus: Corpus, names: Sequence[str], *, max_batch: int, num_threads: int) -> None:
         layouts = [chunk_layout(corpus.arrays[name], root=corpus.path) for name in names]
         self._names = tuple(names)
-        self._threads = num_threads
-        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="dsengine-read")
-        self._readers = [ChunkReader(layout, self._pool, parts=num_threads) for layout in layouts]
+        self._reader = PatchReader(layouts, num_threads=num_threads)
         self._slabs = [np.empty((max_batch, *layout.patch_shape), dtype=np.int16) for layout in layouts]
         self._dali = Pipeline(batch_size=max_batch, num_threads=num_threads, device_id=None, prefetch_queue_depth=1,
                               exec_dynamic=False)
@@ -52,8 +48,7 @@ class RawPipeline:
         The tensors are overwritten by the next lease: use them up inside the `with`. Raises RunError for damaged chunks.
         """
         batches = [slab[:len(ids)] for slab in self._slabs]
-        for reader, batch_BCHW in zip(self._readers, batches, strict=True):
-            decode(reader.read(ids), batch_BCHW, pool=self._pool, parts=self._threads)
+        self._reader.read(ids, batches)
         for name, batch_BCHW in zip(self._names, batches, strict=True):
             self._dali.feed_input(name, batch_BCHW)
         self._dali.schedule_run()
@@ -65,8 +60,8 @@ class RawPipeline:
             self._dali.release_outputs()
 
     def close(self) -> None:
-        """End the threads of the pool and of DALI."""
-        self._pool.shutdown()
+        """End the threads of the reader and of DALI."""
+        self._reader.close()
         self._dali = None
 
     def __enter__(self) -> "RawPipeline":

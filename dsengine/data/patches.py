@@ -1,0 +1,77 @@
+"""Patches of any rows of several arrays into given slabs: each thread reads a window of chunks, decodes it, and goes on.
+
+One hand-over to the threads a batch: reading all and then decoding all, array by array, took 1.4 times as long (64 patches
+of 14 x 128 x 128, 2 threads). Windows of 4 MiB and more were equally fast, of 0.5 MiB a tenth slower.
+"""
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+
+from dsengine.data.chunks import Located, ShardIndex, read_chunks
+from dsengine.data.decode import decode
+from dsengine.data.layout import ChunkLayout
+
+WINDOW_BYTES = 1 << 22  # compressed, held by each thread
+
+
+class Share(NamedTuple):
+    """One thread's part of one array."""
+
+    layout: ChunkLayout
+    located: Located
+    out_BCHW: np.ndarray  # the whole batch
+
+
+class PatchReader:
+    """Reads and decodes with `num_threads` threads of its own. Not for use by two threads at once."""
+
+    def __init__(self, layouts: Sequence[ChunkLayout], *, num_threads: int) -> None:
+        self._layouts = tuple(layouts)
+        self._indexes = [ShardIndex(layout) for layout in layouts]
+        self._buffers = [np.empty(WINDOW_BYTES, dtype=np.uint8) for _ in range(num_threads)]
+        self._pool = ThreadPoolExecutor(num_threads, thread_name_prefix="dsengine-read")
+
+    def read(self, ids: np.ndarray, outs_BCHW: Sequence[np.ndarray]) -> None:
+        """Fill one (B, C, H, W) int16 slab an array, C-contiguous, with patches `ids` (B,) int64.
+
+        Raises RunError naming file, array and patch of the first damage met; all threads are idle by then.
+        """
+        shares: list[list[Share]] = [[] for _ in self._buffers]
+        for layout, index, out_BCHW in zip(self._layouts, self._indexes, outs_BCHW, strict=True):
+            located = index.locate(ids)
+            bounds = np.linspace(0, len(ids), len(shares) + 1).astype(int).tolist()
+            for mine, lo, hi in zip(shares, bounds, bounds[1:]):
+                mine.append(Share(layout, located.part(lo, hi), out_BCHW))
+        futures = [self._pool.submit(self._work, worker, mine) for worker, mine in enumerate(shares)]
+        for error in [future.exception() for future in futures]:
+            if error is not None:
+                raise error
+
+    def close(self) -> None:
+        """End the threads."""
+        self._pool.shutdown()
+
+    def _work(self, worker: int, shares: list[Share]) -> None:
+        for share in shares:
+            for window in windows(share.located):
+                need = int(window.size.sum())
+                if need > self._buffers[worker].nbytes:  # one chunk larger than a window
+                    self._buffers[worker] = np.empty(need, dtype=np.uint8)
+                for chunk in read_chunks(share.layout, window, self._buffers[worker]):
+                    decode(chunk, share.out_BCHW[chunk.row])
+
+
+def windows(located: Located) -> Iterator[Located]:
+    """Consecutive chunks of at most WINDOW_BYTES together, or single larger ones."""
+    sizes = located.size.tolist()
+    lo, total = 0, 0
+    for k, size in enumerate(sizes):
+        if k > lo and total + size > WINDOW_BYTES:
+            yield located.part(lo, k)
+            lo, total = k, 0
+        total += size
+    if sizes:
+        yield located.part(lo, len(sizes))
