@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 import pytest
 import rasterio
+import rasterio.warp
 from rasterio.transform import from_origin
 
 from dsengine.corpus import Corpus, open_corpus
+from dsengine.corpus.build.grid import blocks
 from dsengine.corpus.commands import add_parser
 from dsengine.corpus.schema import NODATA, S1_BANDS, S2_BANDS
 from dsengine.errors import UsageError
@@ -172,6 +174,22 @@ def test_label_values_outside_the_class_table_are_named(tmp_path: Path) -> None:
     write(tmp_path / "lulc/a.tif", np.full((1, SIDE, SIDE), 77, np.uint8))
     with pytest.raises(UsageError, match="lulc/a.tif has value 77; legal: 0 no data, 1 water"):
         build(tmp_path, "--label", f"lulc={tmp_path}/lulc/*.tif", s2=False)
+
+
+def test_a_small_site_on_the_edge_of_a_split_block_stays_in_one_split(tmp_path: Path) -> None:
+    latitude_row = np.floor(46.95 / 0.25)
+    edge_lon = np.ceil(9.0 * np.cos(np.radians((latitude_row + 0.5) * 0.25)) / 0.25) * 0.25 / np.cos(np.radians((latitude_row + 0.5) * 0.25))
+    (edge_x,), _ = rasterio.warp.transform("EPSG:4326", "EPSG:32632", [edge_lon], [46.95])
+    write(tmp_path / "s1/a.tif", s1_pixels(), left=round(edge_x) - 240.0)
+    index = build(tmp_path, "--stride", "4", s2=False).index
+    assert len(np.unique(blocks(index.lon, index.lat), axis=0)) == 2 and len(np.unique(index.split)) == 1
+
+
+def test_files_of_a_site_must_declare_one_nodata_value(tmp_path: Path) -> None:
+    for band, plane, nodata in zip(S1_BANDS, s1_pixels(), (None, -99), strict=True):
+        write(tmp_path / f"s1/a_{band}.tif", plane[None], nodata=nodata)
+    with pytest.raises(UsageError, match="declares nodata None, .*a_VH.tif -99.0; files of a site must agree"):
+        build(tmp_path, s2=False)
 
 
 def test_neither_sensor_is_an_error(tmp_path: Path) -> None:
