@@ -5,7 +5,7 @@
 
 #define DSE_API extern "C" __attribute__((visibility("default")))
 
-enum { DSE_MAX_SOURCES = 8, DSE_MAX_BANDS = 64 };
+enum { DSE_MAX_SOURCES = 8, DSE_MAX_BANDS = 64, DSE_MAX_CHANNELS = 80 };
 
 enum dse_status {
   DSE_OK = 0,
@@ -45,9 +45,9 @@ typedef struct {
 // num_threads >= 1. The result does not depend on it.
 DSE_API int dse_augment_cpu(const dse_augment_args* args, int32_t num_threads);
 
-// All pointers on the device; shift is scratch, (num_views, num_samples, num_bands) float32. Asynchronous on `stream`
+// All pointers on the device; mean is scratch, (num_views, num_samples, num_bands) float64. Asynchronous on `stream`
 // (a cudaStream_t). Offsets, codes and bands cannot be checked here without waiting for the device: the caller does.
-DSE_API int dse_augment_cuda(const dse_augment_args* args, float* shift, void* stream);
+DSE_API int dse_augment_cuda(const dse_augment_args* args, double* mean, void* stream);
 
 DSE_API const char* dse_message(int status);
 DSE_API const char* dse_isa(void);  // instruction set in use on this CPU: avx512, avx2 or portable

@@ -41,6 +41,13 @@ DSE_INLINE Walk walk_of(int32_t code, int32_t size) {
   return w;
 }
 
+// Whether the counts of the arguments are legal; says nothing about what the pointers point to.
+inline bool counts_are_legal(const dse_augment_args& a) {
+  return a.num_bands >= 1 && a.num_bands <= DSE_MAX_BANDS && a.num_sources >= 1 && a.num_sources <= DSE_MAX_SOURCES &&
+         a.out_channels >= a.num_bands && a.out_channels <= DSE_MAX_CHANNELS && a.size >= 1 && a.num_views >= 0 &&
+         a.num_samples >= 0;
+}
+
 // Where one band of one sample lies.
 struct Plane {
   const int16_t* data;

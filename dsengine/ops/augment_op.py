@@ -56,10 +56,10 @@ def _(sources: list[Tensor], bands: Tensor, center: Tensor, offset: Tensor, code
 def _augment_cuda(sources: list[Tensor], bands: Tensor, center: Tensor, offset: Tensor, code: Tensor, A: Tensor,
                   T: Tensor, b: Tensor, size: int, out_channels: int | None, dtype: torch.dtype, nodata: int) -> Tensor:
     with torch.cuda.device(A.device):
-        out, shift = _empty(A, size, out_channels, dtype), torch.empty_like(b)
+        out, mean = _empty(A, size, out_channels, dtype), torch.empty_like(b, dtype=torch.float64)
         args = _arguments(sources, bands, center, offset, code, A, T, b, out, nodata)
         stream = torch.cuda.current_stream().cuda_stream
-        library.check_status("augment", library.library().dse_augment_cuda(ctypes.byref(args), shift.data_ptr(), stream))
+        library.check_status("augment", library.library().dse_augment_cuda(ctypes.byref(args), mean.data_ptr(), stream))
     return out
 
 
