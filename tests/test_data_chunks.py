@@ -47,6 +47,10 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     return write_corpus(tmp_path_factory.mktemp("data") / "corpus")
 
 
+def layouts(corpus: Corpus, *names: str) -> list[ChunkLayout]:
+    return [chunk_layout(corpus.arrays[name], root=corpus.path) for name in names or corpus.arrays]
+
+
 def read(layout: ChunkLayout, ids: np.ndarray, *, num_threads: int = 2) -> np.ndarray:
     reader = PatchReader([layout], num_threads=num_threads)
     out = np.full((len(ids), *layout.patch_shape), 77, dtype=np.int16)
@@ -110,7 +114,7 @@ def test_a_chunk_larger_than_a_window_is_read_whole(corpus: Corpus, monkeypatch:
 
 def test_the_pipeline_gives_the_integers_of_zarr_python_for_batches_of_changing_size(corpus: Corpus) -> None:
     before = threading.active_count()
-    with RawPipeline(corpus, list(corpus.arrays), max_batch=8, num_threads=2) as pipeline:
+    with RawPipeline(layouts(corpus), max_batch=8, num_threads=2) as pipeline:
         for ids in (np.array([20, 0, 13]), np.arange(8), np.array([4]), np.array([7, 7, 1, 20, 19, 2, 3, 5])):
             with pipeline.lease(ids) as raw:
                 for tensor, array in zip(raw, corpus.arrays.values(), strict=True):
@@ -129,7 +133,7 @@ def flip(path: Path, at: int) -> None:
 
 
 def failure(corpus: Corpus, ids: list[int]) -> str:
-    with RawPipeline(corpus, ["s1", "s2"], max_batch=8, num_threads=2) as pipeline:
+    with RawPipeline(layouts(corpus, "s1", "s2"), max_batch=8, num_threads=2) as pipeline:
         with pytest.raises(RunError) as caught, pipeline.lease(np.array(ids)):
             pass
         with pipeline.lease(np.array([0])) as raw:  # what is whole still reads after the failure
@@ -157,7 +161,7 @@ def test_a_truncated_shard_is_an_error_that_names_file_array_and_patch(tmp_path:
 
 def test_a_shard_truncated_after_its_table_was_read_is_the_same_error(tmp_path: Path) -> None:
     corpus = write_corpus(tmp_path / "c")
-    with RawPipeline(corpus, ["s2"], max_batch=8, num_threads=2) as pipeline:
+    with RawPipeline(layouts(corpus, "s2"), max_batch=8, num_threads=2) as pipeline:
         with pipeline.lease(np.array([9])):
             pass
         data = shard(corpus, 1).read_bytes()

@@ -175,7 +175,7 @@ def produce(plan: LoadPlan, steps: Iterator[order.Step], *, pace: Pace, level: f
     """Batches of `steps`, made one after the other; owns the threads and slabs that make them."""
     stream = torch.cuda.Stream(plan.device) if plan.device.type == "cuda" else None
     most = -(-plan.global_batch // plan.world)
-    with RawPipeline(plan.corpus, plan.arrays, max_batch=most, num_threads=pace.num_threads) as pipeline:
+    with RawPipeline(plan.layouts, max_batch=most, num_threads=pace.num_threads) as pipeline:
         for step in steps:
             yield make(plan, pipeline, step, level=level, stream=stream)  # no name holds it: it is the consumer's
 

@@ -17,8 +17,7 @@ import torch
 from nvidia.dali import Pipeline, fn, types
 from nvidia.dali.data_node import DataNode
 
-from dsengine.corpus import Corpus
-from dsengine.data.layout import chunk_layout
+from dsengine.data.layout import ChunkLayout
 from dsengine.data.patches import PatchReader
 
 
@@ -28,11 +27,10 @@ def raw_graph(names: Sequence[str]) -> tuple[DataNode, ...]:
 
 
 class RawPipeline:
-    """Reads patches of the arrays `names`, at most `max_batch` at once, with `num_threads` threads. One user at a time."""
+    """Reads patches of some arrays, at most `max_batch` at once, with `num_threads` threads. One user at a time."""
 
-    def __init__(self, corpus: Corpus, names: Sequence[str], *, max_batch: int, num_threads: int) -> None:
-        layouts = [chunk_layout(corpus.arrays[name], root=corpus.path) for name in names]
-        self._names = tuple(names)
+    def __init__(self, layouts: Sequence[ChunkLayout], *, max_batch: int, num_threads: int) -> None:
+        self._names = tuple(layout.name for layout in layouts)
         self._reader = PatchReader(layouts, num_threads=num_threads)
         self._slabs = [np.empty((max_batch, *layout.patch_shape), dtype=np.int16) for layout in layouts]
         self._dali = Pipeline(batch_size=max_batch, num_threads=num_threads, device_id=None, prefetch_queue_depth=1,
@@ -43,7 +41,7 @@ class RawPipeline:
 
     @contextmanager
     def lease(self, ids: np.ndarray) -> Iterator[tuple[torch.Tensor, ...]]:
-        """Stored integers of patches `ids` (B,) int64, B >= 1: (B, C, H, W) int16 for each array, in order of `names`.
+        """Stored integers of patches `ids` (B,) int64, B >= 1: (B, C, H, W) int16 for each layout, in order.
 
         The tensors are overwritten by the next lease: use them up inside the `with`. Raises RunError for damaged chunks.
         """

@@ -9,6 +9,7 @@ import torch
 from dsengine.augment.apply import BandPlan, Request, band_plan
 from dsengine.augment.params import draw
 from dsengine.corpus import Contract, Corpus
+from dsengine.data.layout import ChunkLayout, chunk_layout
 from dsengine.data.sample import View, default_crop, sized
 from dsengine.errors import UsageError
 
@@ -23,7 +24,7 @@ class LoadPlan:
     corpus: Corpus
     views: tuple[View, ...]  # sizes filled in
     bands: tuple[BandPlan, ...]  # one a view
-    arrays: tuple[str, ...]  # what has to be read, the op's sources
+    layouts: tuple[ChunkLayout, ...]  # the arrays that have to be read, the op's sources
     rows: np.ndarray  # (N,) int64, ascending
     global_batch: int
     seed: int
@@ -51,8 +52,9 @@ def make_plan(corpus: Corpus, views: Sequence[View], *, split: str, limit: int |
         raise UsageError(f"dtype: {dtype} is not legal: {', '.join(map(str, DTYPES))}")
     return LoadPlan(
         corpus=corpus, views=views, bands=tuple(band_plan(contract, view.bands, arrays) for view in views),
-        arrays=arrays, rows=rows, global_batch=global_batch, seed=seed, rank=rank, world=world,
-        device=_device(device), dtype=dtype, pad_channels=pad_channels)
+        layouts=tuple(chunk_layout(corpus.arrays[name], root=corpus.path) for name in arrays), rows=rows,
+        global_batch=global_batch, seed=seed, rank=rank, world=world, device=_device(device), dtype=dtype,
+        pad_channels=pad_channels)
 
 
 def requests(plan: LoadPlan, ids: np.ndarray, *, epoch: int, level: float | None) -> list[Request]:

@@ -43,6 +43,6 @@ class ReferenceLoader:
         epoch, ids = batch_ids(plan.rows, seed=plan.seed, step=step, global_batch=plan.global_batch)
         share = plan.global_batch // plan.world
         mine = ids[plan.rank * share:(plan.rank + 1) * share]
-        sources = [torch.from_numpy(plan.corpus.arrays[name].oindex[mine]) for name in plan.arrays]
+        sources = [torch.from_numpy(plan.corpus.arrays[layout.name].oindex[mine]) for layout in plan.layouts]
         views = self._augmenter(sources, requests(plan, mine, epoch=epoch, level=self._level))
         return Batch(views=views, sample_id=torch.tensor(mine), seed=plan.seed, step=step, world=World(plan.rank, plan.world))
