@@ -115,6 +115,11 @@ def test_splits_keep_blocks_whole_and_fill_train_and_val(seed: int, count: int) 
     np.testing.assert_array_equal(split_codes(lon[order], lat[order], seed=seed), split[order])
 
 
+def test_two_blocks_are_one_train_and_one_val_whatever_the_seed() -> None:
+    for seed in range(500):  # about 10 of them draw val and test, the case that needs both rules
+        assert sorted(split_codes(np.array([0.0, 3.0]), np.array([40.0, 42.0]), seed=seed).tolist()) == [0, 1]
+
+
 def test_splits_are_eighty_ten_ten_and_depend_on_the_seed() -> None:
     lon, lat = (g.reshape(-1) for g in np.meshgrid(np.arange(-60, 60, 0.7), np.arange(-40, 40, 0.7)))
     split = split_codes(lon, lat, seed=0)

@@ -38,10 +38,11 @@ def split_codes(lon: np.ndarray, lat: np.ndarray, *, seed: int) -> np.ndarray:
     draw = np.array([_uniform(seed, row, column) for row, column in unique.tolist()])
     code = np.searchsorted([0.8, 0.9], draw, side="right").astype(np.uint8)
     train, val = SPLITS.index("train"), SPLITS.index("val")
-    if len(unique) > 1 and not (code == val).any():
-        code[np.argmax(draw)] = val
+    # Train first: it may take the only val block, and then the highest draw, never the same block, becomes val.
     if len(unique) > 1 and not (code == train).any():
         code[np.argmin(draw)] = train
+    if len(unique) > 1 and not (code == val).any():
+        code[np.argmax(draw)] = val
     return code[inverse.reshape(-1)]
 
 
