@@ -10,6 +10,10 @@
 #include <thread>
 #include <vector>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "augment/augment_lanes.h"
 
 namespace {
@@ -242,11 +246,25 @@ int check(const dse_augment_args& a) {
   return DSE_OK;
 }
 
+// A batch of views is fresh memory each time, and its first touch costs 1.3 us per 4 KiB page here: more than all the
+// arithmetic. Huge pages make it 4 times less. Only advice: ignored where it is unknown.
+void ask_for_huge_pages(const dse_augment_args& a) {
+#if defined(__linux__)
+  const int64_t value_bytes = a.out_type == DSE_FLOAT32 ? 4 : 2, huge = 1 << 21;
+  const int64_t bytes = a.num_views * a.num_samples * a.size * a.size * a.out_channels * value_bytes;
+  const uintptr_t begin = ((uintptr_t)a.out + huge - 1) / huge * huge, end = ((uintptr_t)a.out + bytes) / huge * huge;
+  if (begin < end) madvise((void*)begin, end - begin, MADV_HUGEPAGE);
+#else
+  (void)a;
+#endif
+}
+
 }  // namespace
 
 int dse_augment_cpu(const dse_augment_args* args, int32_t num_threads) {
   const int status = check(*args);
   if (status != DSE_OK) return status;
+  ask_for_huge_pages(*args);
   const int64_t num_items = args->num_views * args->num_samples;
   const ItemFunction item = choose().item;
   std::atomic<int64_t> next{0};
