@@ -14,6 +14,7 @@ enum dse_status {
   DSE_BAD_OFFSET = 3,    // a crop leaves the patch
   DSE_BAD_CODE = 4,      // a dihedral code is not 0..7
   DSE_NO_CUDA = 5,       // built without nvcc
+  DSE_BAD_ISA = 6,       // not an instruction set of this CPU
   DSE_CUDA_ERROR = 1000  // 1000 + cudaError_t
 };
 
@@ -42,13 +43,15 @@ typedef struct {
   int32_t out_type;  // dse_type
 } dse_augment_args;
 
-// num_threads >= 1. The result does not depend on it.
-DSE_API int dse_augment_cpu(const dse_augment_args* args, int32_t num_threads);
+enum dse_isa { DSE_ISA_BEST = 0, DSE_ISA_PORTABLE = 1, DSE_ISA_AVX2 = 2, DSE_ISA_AVX512 = 3 };
+
+// num_threads >= 1; the result does not depend on it. isa: DSE_ISA_BEST but in tests; one that this CPU lacks is refused.
+DSE_API int dse_augment_cpu(const dse_augment_args* args, int32_t num_threads, int32_t isa);
 
 // All pointers on the device; mean is scratch, (num_views, num_samples, num_bands) float64. Asynchronous on `stream`
 // (a cudaStream_t). Offsets, codes and bands cannot be checked here without waiting for the device: the caller does.
 DSE_API int dse_augment_cuda(const dse_augment_args* args, double* mean, void* stream);
 
 DSE_API const char* dse_message(int status);
-DSE_API const char* dse_isa(void);  // instruction set in use on this CPU: avx512, avx2 or portable
-DSE_API int dse_has_cuda(void);     // 1 when the CUDA half is compiled in
+DSE_API int dse_best_isa(void);  // dse_isa in use on this CPU
+DSE_API int dse_has_cuda(void);  // 1 when the CUDA half is compiled in

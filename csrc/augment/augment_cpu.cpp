@@ -211,19 +211,17 @@ __attribute__((target("avx2,fma")))
 void item_avx2(const dse_augment_args& a, int64_t index, Work& work) { run_item<8, 6>(a, index, work); }
 #endif
 
-struct Choice {
-  const char* name;
-  ItemFunction item;
-};
-
-Choice choose() {
+// Null where this CPU lacks the instruction set.
+ItemFunction function_of(int32_t isa) {
 #if defined(__x86_64__)
   __builtin_cpu_init();
-  if (__builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq"))
-    return Choice{"avx512", item_avx512};
-  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return Choice{"avx2", item_avx2};
+  const bool has_avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool has_avx512 = has_avx2 && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                          __builtin_cpu_supports("avx512dq");
+  if (isa == DSE_ISA_AVX512) return has_avx512 ? item_avx512 : nullptr;
+  if (isa == DSE_ISA_AVX2) return has_avx2 ? item_avx2 : nullptr;
 #endif
-  return Choice{"portable", item_portable};
+  return isa == DSE_ISA_PORTABLE ? item_portable : nullptr;
 }
 
 int check(const dse_augment_args& a) {
@@ -261,12 +259,19 @@ void ask_for_huge_pages(const dse_augment_args& a) {
 
 }  // namespace
 
-int dse_augment_cpu(const dse_augment_args* args, int32_t num_threads) {
+int dse_best_isa(void) {
+  for (int isa = DSE_ISA_AVX512; isa > DSE_ISA_PORTABLE; --isa)
+    if (function_of(isa)) return isa;
+  return DSE_ISA_PORTABLE;
+}
+
+int dse_augment_cpu(const dse_augment_args* args, int32_t num_threads, int32_t isa) {
   const int status = check(*args);
   if (status != DSE_OK) return status;
+  const ItemFunction item = function_of(isa == DSE_ISA_BEST ? dse_best_isa() : isa);
+  if (!item) return DSE_BAD_ISA;
   ask_for_huge_pages(*args);
   const int64_t num_items = args->num_views * args->num_samples;
-  const ItemFunction item = choose().item;
   std::atomic<int64_t> next{0};
   const auto run = [&] {
     Work w;
@@ -284,8 +289,6 @@ int dse_augment_cpu(const dse_augment_args* args, int32_t num_threads) {
   return DSE_OK;
 }
 
-const char* dse_isa(void) { return choose().name; }
-
 const char* dse_message(int status) {
   switch (status) {
     case DSE_OK: return "ok";
@@ -293,6 +296,7 @@ const char* dse_message(int status) {
     case DSE_BAD_BAND: return "bands: a row names no source or channel, or its source times its factor differs in extent from the others";
     case DSE_BAD_OFFSET: return "offset: a crop leaves the patch";
     case DSE_BAD_CODE: return "code: a dihedral code is not 0..7";
+    case DSE_BAD_ISA: return "isa: this CPU lacks the instruction set";
     case DSE_NO_CUDA: return "built without CUDA";
     default: return "CUDA error";
   }

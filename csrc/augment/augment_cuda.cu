@@ -4,6 +4,9 @@
 
 #include "augment/augment.h"
 
+// The block's shared memory, of the size given at launch.
+extern __shared__ long long dse_shared[];
+
 namespace {
 
 constexpr int kReducers = 256;  // threads of a block of means
@@ -11,7 +14,7 @@ constexpr int kPixels = 64;     // threads of a block of pixels, and its pixels
 
 // mean[item * num_bands + band] of the crop's centered pixels. The integer sums make it independent of thread order.
 __global__ void mean_kernel(dse_augment_args a, double* mean) {
-  __shared__ long long total[kReducers], count[kReducers];
+  long long *total = dse_shared, *count = dse_shared + kReducers;
   const int64_t item = blockIdx.x / a.num_bands;
   const int32_t band = (int32_t)(blockIdx.x % a.num_bands);
   const dse::Plane p = dse::plane_of(a, item % a.num_samples, band);
@@ -88,13 +91,12 @@ __device__ void store(const dse_augment_args& a, int64_t at, float y) {
 }
 
 __global__ void pixel_kernel(dse_augment_args a, const double* mean, int64_t blocks_per_item) {
-  extern __shared__ float memory[];
-  const Shared s = shared_of(memory, a.num_bands);
+  const Shared s = shared_of((float*)dse_shared, a.num_bands);
   const int64_t item = blockIdx.x / blocks_per_item, area = (int64_t)a.size * a.size;
   const int64_t first = (blockIdx.x % blocks_per_item) * kPixels;
   const int32_t num = area - first < kPixels ? (int32_t)(area - first) : kPixels;
   load_operator(a, mean, item, s);
-  if (threadIdx.x < num) load_pixel(a, item, first + threadIdx.x, s);
+  if ((int32_t)threadIdx.x < num) load_pixel(a, item, first + threadIdx.x, s);
   __syncthreads();
   // Neighbouring threads write neighbouring elements.
   for (int32_t k = threadIdx.x; k < num * a.out_channels; k += kPixels)
@@ -110,11 +112,12 @@ int dse_augment_cuda(const dse_augment_args* args, double* mean, void* stream) {
   if (!dse::counts_are_legal(a) || items * blocks_per_item > INT32_MAX || items * a.num_bands > INT32_MAX) return DSE_BAD_ARGUMENT;
   if (items == 0) return DSE_OK;
   void* mean_args[] = {&a, &mean};
-  cudaError_t error = cudaLaunchKernel((const void*)mean_kernel, dim3((unsigned)(items * a.num_bands)), dim3(kReducers),
-                                       mean_args, 0, (cudaStream_t)stream);
+  cudaError_t error = cudaLaunchKernel(mean_kernel, dim3((unsigned)(items * a.num_bands)), dim3(kReducers), mean_args,
+                                       2 * kReducers * sizeof(long long), (cudaStream_t)stream);
   if (error != cudaSuccess) return DSE_CUDA_ERROR + (int)error;
-  void* pixel_args[] = {&a, &mean, &blocks_per_item};
-  error = cudaLaunchKernel((const void*)pixel_kernel, dim3((unsigned)(items * blocks_per_item)), dim3(kPixels), pixel_args,
+  const double* means = mean;
+  void* pixel_args[] = {&a, &means, &blocks_per_item};
+  error = cudaLaunchKernel(pixel_kernel, dim3((unsigned)(items * blocks_per_item)), dim3(kPixels), pixel_args,
                            shared_bytes(a.num_bands), (cudaStream_t)stream);
   return error == cudaSuccess ? DSE_OK : DSE_CUDA_ERROR + (int)error;
 }

@@ -36,7 +36,8 @@ def augment(sources: list[Tensor], bands: Tensor, center: Tensor, offset: Tensor
     if A.device.type == "cpu":
         out = _empty(A, size, out_channels, dtype)
         args = _arguments(sources, bands, center, offset, code, A, T, b, out, nodata)
-        library.check_status("augment", library.library().dse_augment_cpu(ctypes.byref(args), torch.get_num_threads()))
+        run = library.library().dse_augment_cpu
+        library.check_status("augment", run(ctypes.byref(args), torch.get_num_threads(), library.BEST_ISA))
         return out
     if A.device.type == "cuda" and library.build_info()["cuda"]:
         return _augment_cuda(sources, bands, center, offset, code, A, T, b, size, out_channels, dtype, nodata)

@@ -15,6 +15,8 @@ MAX_SOURCES = 8
 MAX_BANDS = 64
 MAX_OUT_CHANNELS = 80
 CUDA_ERROR = 1000
+BEST_ISA = 0
+_ISA_NAMES = {1: "portable", 2: "avx2", 3: "avx512"}
 
 
 class Source(Structure):
@@ -45,10 +47,10 @@ def library() -> ctypes.CDLL:
         lib = ctypes.CDLL(str(library_path()))
     except OSError as error:
         raise RunError(f"{library_path()} does not load ({error}): run `pip install .` in the checkout") from error
-    _declare(lib.dse_augment_cpu, c_int, POINTER(AugmentArgs), c_int32)
+    _declare(lib.dse_augment_cpu, c_int, POINTER(AugmentArgs), c_int32, c_int32)
     _declare(lib.dse_augment_cuda, c_int, POINTER(AugmentArgs), c_void_p, c_void_p)
     _declare(lib.dse_message, c_char_p, c_int)
-    _declare(lib.dse_isa, c_char_p)
+    _declare(lib.dse_best_isa, c_int)
     _declare(lib.dse_has_cuda, c_int)
     return lib
 
@@ -56,7 +58,7 @@ def library() -> ctypes.CDLL:
 def build_info() -> dict[str, Any]:
     """What was built and what it uses here: path, isa (avx512 | avx2 | portable), cuda (compiled in or not)."""
     lib = library()
-    return {"path": str(library_path()), "isa": lib.dse_isa().decode(), "cuda": bool(lib.dse_has_cuda())}
+    return {"path": str(library_path()), "isa": _ISA_NAMES[lib.dse_best_isa()], "cuda": bool(lib.dse_has_cuda())}
 
 
 def check_status(op: str, status: int) -> None:
