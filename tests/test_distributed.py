@@ -50,18 +50,22 @@ def test_ranks_give_the_losses_and_gradients_of_one_rank(small_corpus: Path, tmp
     one, many = one_rank[precision], _run(small_corpus, tmp_path / "out", ranks=ranks, precision=precision)
     assert one["losses"].min() > 0.1
     assert torch.allclose(many["losses"], one["losses"], rtol=tolerance, atol=0)
+    largest = max(g.abs().max() for g in one["gradients"].values())
+    assert largest > 0.01
     for name, gradient in one["gradients"].items():
-        scale = gradient.abs().max()
-        assert scale > 0, f"{name} has no gradient, the comparison would say nothing"
+        # Some gradients are 0 but for rounding (a key bias moves all logits alike, a last bias cancels in distances):
+        # none is held to less than 1e-4 of the largest.
+        scale = max(gradient.abs().max(), 1e-4 * largest)
         assert (many["gradients"][name] - gradient).abs().max() <= tolerance * scale, name
     for ours, theirs in zip(many["running"], one["running"]):
         assert torch.allclose(ours, theirs, rtol=tolerance, atol=tolerance)
 
 
 def _train(corpus: Path, out: Path, *extra: str) -> list[dict]:
+    # A small learning rate: Adam makes full-size updates of gradients that are rounding noise, and those differ.
     command = [sys.executable, "-P", "-m", "dsengine.cli", "train", "--corpus", str(corpus), "--out", str(out), "--gpus", "0",
                "--batch-size", "16", "--set", "train.precision=fp64", "--set", "train.max_steps=5", "--set", "train.bn_group=4",
-               "--set", "train.log_steps=1", *extra]
+               "--set", "train.log_steps=1", "--set", "train.lr=1e-6", *extra]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     return read_metrics(out)
