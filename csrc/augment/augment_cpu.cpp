@@ -245,7 +245,7 @@ int check(const dse_augment_args& a) {
 }
 
 // A batch of views is fresh memory each time, and its first touch costs 1.3 us per 4 KiB page here: more than all the
-// arithmetic. Huge pages make it 4 times less. Only advice: ignored where it is unknown.
+// arithmetic. With huge pages 64 fp32 views came twice as fast. Only advice: ignored where it is unknown.
 void ask_for_huge_pages(const dse_augment_args& a) {
 #if defined(__linux__)
   const int64_t value_bytes = a.out_type == DSE_FLOAT32 ? 4 : 2, huge = 1 << 21;
@@ -287,19 +287,6 @@ int dse_augment_cpu(const dse_augment_args* args, int32_t num_threads, int32_t i
   run();
   for (std::thread& thread : threads) thread.join();
   return DSE_OK;
-}
-
-const char* dse_message(int status) {
-  switch (status) {
-    case DSE_OK: return "ok";
-    case DSE_BAD_ARGUMENT: return "a count or size is out of range";
-    case DSE_BAD_BAND: return "bands: a row names no source or channel, or its source times its factor differs in extent from the others";
-    case DSE_BAD_OFFSET: return "offset: a crop leaves the patch";
-    case DSE_BAD_CODE: return "code: a dihedral code is not 0..7";
-    case DSE_BAD_ISA: return "isa: this CPU lacks the instruction set";
-    case DSE_NO_CUDA: return "built without CUDA";
-    default: return "CUDA error";
-  }
 }
 
 #if !defined(DSENGINE_WITH_CUDA)

@@ -33,7 +33,7 @@ def _fine(sources: list[Tensor], row: list[int]) -> Tensor:
 
 def _affine(raw: Tensor, center: Tensor, A: Tensor, T: Tensor, b: Tensor, nodata: int) -> Tensor:
     """(C, S, S) raw integers to y = A x + T m + b in the dtype of A."""
-    present = raw != nodata
+    present = raw.int() != nodata  # int16 would wrap a nodata value that it cannot hold
     x = torch.where(present, raw.to(A.dtype) - center[:, None, None], 0)
     m = x.sum((1, 2)) / present.sum((1, 2)).clamp(min=1)
     y = torch.einsum("ij,jyx->iyx", A, x) + (T @ m + b)[:, None, None]
