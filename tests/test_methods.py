@@ -91,6 +91,21 @@ def test_csf_per_cell_compares_relu_maps_by_l1() -> None:
     assert torch.allclose(method(batch)["loss"], expected, rtol=1e-5)
 
 
+def test_csf_normalised_does_not_depend_on_the_scale_of_the_features() -> None:
+    class Scaled(Tiny):
+        scale = 1.0
+
+        def forward(self, x: torch.Tensor) -> Features:
+            features = super().forward(x)
+            return Features(features.pooled * self.scale, features.dense)
+
+    method = dsengine.build_method("csf", encoder=Scaled(), normalize=True)
+    batch = _batch(method)
+    first = method(batch)["loss"]
+    method.encoders["all"].scale = 100.0
+    assert torch.allclose(method(batch)["loss"], first, rtol=1e-4) and 0 < first < 3
+
+
 def test_csf_reports_collapse_as_a_feature_std_near_zero() -> None:
     class Constant(Tiny):
         def forward(self, x: torch.Tensor) -> Features:

@@ -35,6 +35,7 @@ class Config:
     margin: float = 1.0  # in units of the distance
     distance: Literal["euclidean", "l1", "squared"] = "euclidean"
     per_cell: bool = False  # compare the maps cell by cell instead of their averages
+    normalize: bool = False  # L2-normalise what is compared: distances then lie in [0, 2], and scale cannot buy loss
     shift_px: tuple[int, int] = (1, 16)  # of the second view against the first, pixels
     jitters: tuple[int, int] = (1, 10)  # colour jitters per view, each on a random triple of bands
     jitter_strength: tuple[float, float] = (0.01, 0.1)
@@ -59,6 +60,8 @@ class CSF(Method):
         features = encoder(torch.cat(batch.views))
         # The original puts a ReLU on the map that it compares; pooled features keep the encoder's own range.
         z = F.relu(features.dense) if self.config.per_cell else features.pooled
+        if self.config.normalize:
+            z = F.normalize(z, dim=1)
         anchor, positive = z.chunk(2)
         shift = _shift(batch)
         loss, active = triplet(anchor, positive, margin=self.config.margin, distance=self.config.distance,
