@@ -6,6 +6,9 @@ from typing import NamedTuple
 import torch
 import torch.distributed as torch_dist
 
+# torch 2.13 renamed it, and warns under the old name.
+_all_gather = getattr(torch_dist, "all_gather_single", None) or torch_dist.all_gather_into_tensor
+
 
 class World(NamedTuple):
     """This process among its peers. `group` is None when it stands alone."""
@@ -47,7 +50,7 @@ def gather_rows(x: torch.Tensor, group: torch_dist.ProcessGroup | None) -> torch
     if group is None:
         return x
     out = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
-    torch_dist.all_gather_into_tensor(out, x.contiguous(), group=group)
+    _all_gather(out, x.contiguous(), group=group)
     return out
 
 

@@ -5,6 +5,7 @@ One rank trains in this process. More ranks are started by torch's elastic launc
 """
 
 import json
+import logging
 import os
 import sys
 import time
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, record
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
 from dsengine import config as configuration
@@ -121,6 +122,7 @@ def _start_ranks(config: RunConfig, folder: Path, *, kind: str, ranks: int, resu
     task = json.dumps({"config": configuration.dump(config), "folder": str(folder.resolve()), "kind": kind, "resume": resume})
     launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
                           rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2)
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the error below says it in one line
     try:
         elastic_launch(launch, sys.executable)("-P", "-m", "dsengine.engine.launch", task)
     except ChildFailedError as error:
@@ -136,10 +138,20 @@ def _as_own_error(rank: int, message: object) -> Exception:
     return RunError(f"rank {rank}: {rest if name == 'RunError' else text}")
 
 
-@record
 def _main() -> None:
-    task = json.loads(sys.argv[1])
-    rank_main(configuration.resolve(task["config"]), Path(task["folder"]), kind=task["kind"], resume=task["resume"])
+    """One rank. An expected error goes to the launcher in words, without a traceback of every rank."""
+    handler = get_error_handler()
+    handler.initialize()
+    try:
+        task = json.loads(sys.argv[1])
+        rank_main(configuration.resolve(task["config"]), Path(task["folder"]), kind=task["kind"], resume=task["resume"])
+    except (UsageError, RunError) as error:
+        handler.record_exception(error)
+        # Not sys.exit: peers wait in a collective for this rank, and destroying the group politely would wait for them.
+        os._exit(1)
+    except BaseException as error:
+        handler.record_exception(error)
+        raise
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """One training step: forward, backward, update. Nothing here makes the host wait for the device."""
 
+import inspect
+
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
@@ -7,6 +9,9 @@ from torch.nn.parallel import DistributedDataParallel
 from dsengine.data.sample import Batch
 from dsengine.dist import World
 
+# Ranks keep their own running statistics, averaged when somebody needs them. torch 2.13 renamed the argument.
+_NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
+_LEAVE_BUFFERS = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
 _DTYPES = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
 
 
@@ -57,9 +62,8 @@ def forward(module: nn.Module, batch: Batch, precision: str) -> dict[str, Tensor
 def _wrap(method: nn.Module, world: World) -> nn.Module:
     if world.group is None:
         return method
-    # Buffers are not broadcast: running statistics are averaged when somebody needs them.
     return DistributedDataParallel(method, process_group=world.group, gradient_as_bucket_view=True, static_graph=True,
-                                   broadcast_buffers=False)
+                                   **_LEAVE_BUFFERS)
 
 
 def _not_finite(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:

@@ -58,6 +58,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
             loader.load_state_dict(saved.loader)
         total = plan.total_steps(setting, loader.steps_per_epoch)
         log = stack.enter_context(RunLog(run, total=total, start=start) if world.rank == 0 else SilentLog())
+        if heldout is None:
+            log.say("no held-out loss: the corpus's val split has fewer than 2 patches")
         for sentence in passed_over:
             log.say(f"passed over a damaged checkpoint: {sentence}")
         if start:
