@@ -100,32 +100,28 @@ def _table(contract: "Contract", rows: np.ndarray, array_names: list[str]) -> Te
 def affine(plan: BandPlan, draws: Draws, jitter_space: str) -> tuple[Tensor, Tensor, Tensor]:
     """The operator of each sample: A, T (B, C, C) and b (B, C) float32, from raw centered values to augmented z-scores."""
     num_samples, num_bands = draws.keep.shape
-    start = plan.scale / plan.std if jitter_space == "zscore" else plan.scale
-    A = np.zeros((num_samples, num_bands, num_bands))
-    A[:, np.arange(num_bands), np.arange(num_bands)] = start
-    # S = A + T and b go through the same products, so they are one matrix.
-    Sb = np.concatenate((A, np.zeros((num_samples, num_bands, 1))), axis=2)
-    if jitter_space == "physical":
-        Sb[:, :, -1] = plan.mean
-    _jitter(A, Sb, plan, draws, jitter_space)
-    end = draws.keep / plan.std if jitter_space == "physical" else draws.keep * 1.0
-    if jitter_space == "physical":
-        Sb[:, :, -1] -= plan.mean
-    A *= end[:, :, None]
-    Sb *= end[:, :, None]
+    diagonal, in_zscore = np.arange(num_bands), jitter_space == "zscore"
+    M = np.zeros((num_samples, num_bands, 2, num_bands + 1))  # M[:, :, 0] is [A | 0], M[:, :, 1] is [A + T | b]
+    M[:, diagonal, :, diagonal] = (plan.scale / plan.std if in_zscore else plan.scale)[:, None, None]
+    if not in_zscore:
+        M[:, :, 1, -1] = plan.mean
+    _jitter(M, plan, draws, jitter_space)
+    if not in_zscore:
+        M[:, :, 1, -1] -= plan.mean
+    M *= (draws.keep if in_zscore else draws.keep / plan.std)[:, :, None, None]
+    A, S, b = M[:, :, 0, :-1], M[:, :, 1, :-1], M[:, :, 1, -1]
     # The op centers by float32(raw_mean); what that rounds off is added back here.
-    S, b = Sb[:, :, :-1], Sb[:, :, -1] + Sb[:, :, :-1] @ (plan.center.numpy().astype(np.float64) - plan.raw_mean)
-    return tuple(torch.from_numpy(part.astype(np.float32)) for part in (A, S - A, b))
+    b = b + S @ (plan.center.numpy().astype(np.float64) - plan.raw_mean)
+    return tuple(torch.from_numpy(part.astype(np.float32, order="C")) for part in (A, S - A, b))
 
 
-def _jitter(A: np.ndarray, Sb: np.ndarray, plan: BandPlan, draws: Draws, jitter_space: str) -> None:
-    """Multiply the chain of jitters onto A (B, C, C) and [A + T | b] (B, C, C + 1), in place."""
-    P, R = _jitter_matrices(plan, draws, jitter_space)
-    rows = np.arange(len(A))[:, None]
+def _jitter(M: np.ndarray, plan: BandPlan, draws: Draws, jitter_space: str) -> None:
+    """Multiply the chain of jitters onto M (B, C, 2, C + 1), in place."""
+    factors = np.stack(_jitter_matrices(plan, draws, jitter_space), axis=2)
+    rows = np.arange(len(M))[:, None]
     for k in range(draws.triple.shape[1]):
         triple = draws.triple[:, k]
-        A[rows, triple] = P[:, k] @ A[rows, triple]
-        Sb[rows, triple] = R[:, k] @ Sb[rows, triple]
+        M[rows, triple] = (factors[:, k] @ M[rows, triple].transpose(0, 2, 1, 3)).transpose(0, 2, 1, 3)
 
 
 def _jitter_matrices(plan: BandPlan, draws: Draws, jitter_space: str) -> tuple[np.ndarray, np.ndarray]:
