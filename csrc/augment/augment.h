@@ -41,6 +41,18 @@ DSE_INLINE Walk walk_of(int32_t code, int32_t size) {
   return w;
 }
 
+struct Rect {  // part of the crop or of the view
+  int32_t row, col, height, width;
+};
+
+// The part of the crop that the output tile `at` shows.
+DSE_INLINE Rect crop_of(const Walk& w, const Rect& at) {
+  const int32_t row0 = w.row0 + at.row * w.row_dy + at.col * w.row_dx, row1 = row0 + (at.height - 1) * w.row_dy + (at.width - 1) * w.row_dx;
+  const int32_t col0 = w.col0 + at.row * w.col_dy + at.col * w.col_dx, col1 = col0 + (at.height - 1) * w.col_dy + (at.width - 1) * w.col_dx;
+  const int32_t top = row0 < row1 ? row0 : row1, left = col0 < col1 ? col0 : col1;
+  return Rect{top, left, (row0 < row1 ? row1 : row0) - top + 1, (col0 < col1 ? col1 : col0) - left + 1};
+}
+
 // Whether the counts of the arguments are legal; says nothing about what the pointers point to.
 inline bool counts_are_legal(const dse_augment_args& a) {
   return a.num_bands >= 1 && a.num_bands <= DSE_MAX_BANDS && a.num_sources >= 1 && a.num_sources <= DSE_MAX_SOURCES &&

@@ -25,18 +25,13 @@ struct Work {
   alignas(64) float x[DSE_MAX_BANDS * kArea];                   // tile, centered
   alignas(64) float columns[DSE_MAX_BANDS * DSE_MAX_CHANNELS];  // A by blocks of kLanes rows, transposed
   alignas(64) float shift[DSE_MAX_CHANNELS];                    // T m + b, zero in padding channels
-  alignas(64) float row[kTile * DSE_MAX_CHANNELS + kLanes];     // a row of an output tile, with room for surplus lanes
-  alignas(64) uint16_t half[kTile * DSE_MAX_CHANNELS + kLanes];
+  alignas(64) float staged[kTile * DSE_MAX_CHANNELS + kLanes];  // row of a tile in the output type, room for surplus lanes
   int32_t repeat[kTile];  // stored pixel of each tile column, for a band of factor `repeat_factor` at `repeat_left`
   int32_t repeat_factor, repeat_left;
   Plane plane[DSE_MAX_BANDS];
   Walk walk;
   int32_t y0, x0;  // crop's corner on the finest grid
   int64_t index;   // view * num_samples + sample
-};
-
-struct Rect {  // part of the crop
-  int32_t row, col, height, width;
 };
 
 // Stored pixels that the crop shows along one axis. Each counts `factor` times, but the first and the last only as
@@ -95,13 +90,6 @@ DSE_ALWAYS void transpose_rows(const dse_augment_args& a, int64_t index, int32_t
       columns[j * kLanes + l] = first + l < a.num_bands ? A[(first + l) * a.num_bands + j] : 0.0f;
 }
 
-DSE_ALWAYS Rect rect_of(const Walk& w, int32_t y, int32_t x, int32_t height, int32_t width) {
-  const int32_t row0 = w.row0 + y * w.row_dy + x * w.row_dx, row1 = row0 + (height - 1) * w.row_dy + (width - 1) * w.row_dx;
-  const int32_t col0 = w.col0 + y * w.col_dy + x * w.col_dx, col1 = col0 + (height - 1) * w.col_dy + (width - 1) * w.col_dx;
-  const int32_t top = row0 < row1 ? row0 : row1, left = col0 < col1 ? col0 : col1;
-  return Rect{top, left, (row0 < row1 ? row1 : row0) - top + 1, (col0 < col1 ? col1 : col0) - left + 1};
-}
-
 // One row of a tile from a band of a coarser grid.
 template <int W>
 DSE_ALWAYS void convert_coarse(const int16_t* row, int32_t factor, int32_t left, int32_t n, float center, int32_t nodata,
@@ -139,35 +127,42 @@ DSE_ALWAYS void load_band(const Plane& p, Work& w, const Rect& rect, float cente
   }
 }
 
-// One row of an output tile, all channels: num <= kTile pixels, to the staging row and from there out.
-template <int W, int P>
-DSE_ALWAYS void tile_row(const dse_augment_args& a, Work& w, const float* x, int64_t step, int32_t num, int64_t pixel) {
-  const int64_t stride = a.out_channels, num_values = num * stride;
+// One row of an output tile, all channels: num <= kTile pixels to y.
+template <int W, int P, typename As>
+DSE_ALWAYS void tile_row(const dse_augment_args& a, const Work& w, const float* x, int64_t step, int32_t num, typename As::Value* y) {
+  const int64_t stride = a.out_channels;
   // Later channels first: their surplus lanes fall on the next pixel's first channels, written right after.
   for (int32_t block = (a.out_channels - 1) / kLanes; block >= 0; --block) {
     const float *columns = w.columns + block * a.num_bands * kLanes, *shift = w.shift + block * kLanes;
-    float* y = w.row + block * kLanes;
+    typename As::Value* to = y + block * kLanes;
     int32_t p = 0;
-    for (; p + P <= num; p += P) multiply<W, P>(x + p * step, step, columns, shift, a.num_bands, y + p * stride, stride);
-    for (; p < num; ++p) multiply<W, 1>(x + p * step, step, columns, shift, a.num_bands, y + p * stride, stride);
+    for (; p + P <= num; p += P) multiply<W, P, As>(x + p * step, step, columns, shift, a.num_bands, to + p * stride, stride);
+    for (; p < num; ++p) multiply<W, 1, As>(x + p * step, step, columns, shift, a.num_bands, to + p * stride, stride);
   }
-  if (a.out_type == DSE_FLOAT32) {
-    copy_out((const char*)w.row, num_values * 4, (char*)a.out + pixel * stride * 4);
-  } else {
-    round_row<W>(w.row, (int32_t)num_values, a.out_type, w.half);
-    copy_out((const char*)w.half, num_values * 2, (char*)a.out + pixel * stride * 2);
+}
+
+// The output tile `at` from the centered floats that start at x_first, `down` apart from row to row. A row is staged in L1
+// so that whole lines go out.
+template <int W, int P, typename As>
+DSE_ALWAYS void write_tile(const dse_augment_args& a, Work& w, const Rect& at, const float* x_first, int64_t step, int64_t down) {
+  typedef typename As::Value Value;
+  const int64_t row_bytes = (int64_t)at.width * a.out_channels * sizeof(Value);
+  for (int32_t dy = 0; dy < at.height; ++dy) {
+    tile_row<W, P, As>(a, w, x_first + dy * down, step, at.width, (Value*)w.staged);
+    const int64_t pixel = (w.index * a.size + at.row + dy) * a.size + at.col;
+    copy_out((const char*)w.staged, row_bytes, (char*)((Value*)a.out + pixel * a.out_channels));
   }
 }
 
 // Zero where the output channel's own band has no data; tiles without such pixels never come here.
-void blank_absent(const dse_augment_args& a, const Work& work, int32_t y, int32_t x, int32_t height, int32_t width) {
+void blank_absent(const dse_augment_args& a, const Work& work, const Rect& at) {
   const int64_t bytes = a.out_type == DSE_FLOAT32 ? 4 : 2;
-  for (int32_t dy = 0; dy < height; ++dy)
-    for (int32_t dx = 0; dx < width; ++dx) {
+  for (int32_t y = at.row; y < at.row + at.height; ++y)
+    for (int32_t x = at.col; x < at.col + at.width; ++x) {
       const Walk& w = work.walk;
-      const int32_t row = work.y0 + w.row0 + (y + dy) * w.row_dy + (x + dx) * w.row_dx;
-      const int32_t col = work.x0 + w.col0 + (y + dy) * w.col_dy + (x + dx) * w.col_dx;
-      char* pixel = (char*)a.out + ((work.index * a.size + y + dy) * a.size + x + dx) * a.out_channels * bytes;
+      const int32_t row = work.y0 + w.row0 + y * w.row_dy + x * w.row_dx;
+      const int32_t col = work.x0 + w.col0 + y * w.col_dy + x * w.col_dx;
+      char* pixel = (char*)a.out + ((work.index * a.size + y) * a.size + x) * a.out_channels * bytes;
       for (int32_t i = 0; i < a.num_bands; ++i) {
         const Plane& p = work.plane[i];
         if (p.data[(int64_t)(row / p.factor) * p.width + col / p.factor] == a.nodata) memset(pixel + i * bytes, 0, bytes);
@@ -176,18 +171,19 @@ void blank_absent(const dse_augment_args& a, const Work& work, int32_t y, int32_
 }
 
 template <int W, int P>
-DSE_ALWAYS void tile(const dse_augment_args& a, Work& work, int32_t y, int32_t x) {
-  const int32_t height = a.size - y < kTile ? a.size - y : kTile, width = a.size - x < kTile ? a.size - x : kTile;
+DSE_ALWAYS void tile(const dse_augment_args& a, Work& work, const Rect& at) {
   const Walk& w = work.walk;
-  const Rect rect = rect_of(w, y, x, height, width);
+  const Rect crop = crop_of(w, at);
   typename Lanes<W>::Int absent = {};
   for (int32_t j = 0; j < a.num_bands; ++j)
-    load_band<W>(work.plane[j], work, rect, a.center[j], a.nodata, work.x + j * kArea, absent);
+    load_band<W>(work.plane[j], work, crop, a.center[j], a.nodata, work.x + j * kArea, absent);
   const int64_t step = w.row_dx * kTile + w.col_dx, down = w.row_dy * kTile + w.col_dy;
-  const int64_t start = (w.row0 + y * w.row_dy + x * w.row_dx - rect.row) * kTile + w.col0 + y * w.col_dy + x * w.col_dx - rect.col;
-  for (int32_t dy = 0; dy < height; ++dy)
-    tile_row<W, P>(a, work, work.x + start + dy * down, step, width, (work.index * a.size + y + dy) * a.size + x);
-  if (total_of<W>(absent) != 0) blank_absent(a, work, y, x, height, width);
+  const int64_t first_row = w.row0 + at.row * w.row_dy + at.col * w.row_dx, first_col = w.col0 + at.row * w.col_dy + at.col * w.col_dx;
+  const float* x = work.x + (first_row - crop.row) * kTile + first_col - crop.col;
+  if (a.out_type == DSE_FLOAT32) write_tile<W, P, AsFloat32<W>>(a, work, at, x, step, down);
+  else if (a.out_type == DSE_BFLOAT16) write_tile<W, P, AsBfloat16<W>>(a, work, at, x, step, down);
+  else write_tile<W, P, AsFloat16<W>>(a, work, at, x, step, down);
+  if (total_of<W>(absent) != 0) blank_absent(a, work, at);
 }
 
 template <int W, int P>
@@ -196,7 +192,8 @@ DSE_ALWAYS void run_item(const dse_augment_args& a, int64_t index, Work& work) {
   for (int32_t first = 0; first < a.out_channels; first += kLanes)
     transpose_rows(a, index, first, work.columns + first * a.num_bands);
   for (int32_t y = 0; y < a.size; y += kTile)
-    for (int32_t x = 0; x < a.size; x += kTile) tile<W, P>(a, work, y, x);
+    for (int32_t x = 0; x < a.size; x += kTile)
+      tile<W, P>(a, work, Rect{y, x, a.size - y < kTile ? a.size - y : kTile, a.size - x < kTile ? a.size - x : kTile});
 }
 
 typedef void (*ItemFunction)(const dse_augment_args&, int64_t, Work&);

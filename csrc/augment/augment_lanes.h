@@ -102,11 +102,44 @@ DSE_ALWAYS void convert(const int16_t* r, int32_t n, float center, int32_t nodat
   }
 }
 
+// How a float is stored: to_bfloat16 and to_float16 of augment.h on W lanes.
+template <int W>
+struct AsFloat32 {
+  typedef float Value;
+  static inline __attribute__((always_inline)) void put(float* to, typename Lanes<W>::Float y) { save(to, y); }
+};
+
+template <int W>
+struct AsBfloat16 {
+  typedef uint16_t Value;
+  static inline __attribute__((always_inline)) void put(uint16_t* to, typename Lanes<W>::Float y) {
+    typedef typename Lanes<W>::Bits Bits;
+    const Bits u = (Bits)y;
+    const Bits rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
+    const Bits safe = (u & 0x7FFFFFFFu) > 0x7F800000u ? Bits{} + 0x7FC0u : rounded;
+    save(to, __builtin_convertvector(safe, typename Lanes<W>::Half));
+  }
+};
+
+template <int W>
+struct AsFloat16 {
+  typedef uint16_t Value;
+  static inline __attribute__((always_inline)) void put(uint16_t* to, typename Lanes<W>::Float y) {
+    typedef typename Lanes<W>::Bits Bits;
+    const Bits u = (Bits)y & 0x7FFFFFFFu;
+    const Bits subnormal = (Bits)((typename Lanes<W>::Float)u + 0.5f) - 0x3F000000u;
+    const Bits normal = (u - 0x38000000u + 0xFFFu + ((u >> 13) & 1u)) >> 13;
+    const Bits large = u > 0x7F800000u ? Bits{} + 0x7E00u : Bits{} + 0x7C00u;
+    const Bits magnitude = u < 0x38800000u ? subnormal : (u < 0x477FF000u ? normal : large);
+    save(to, __builtin_convertvector(magnitude | (((Bits)y >> 16) & 0x8000u), typename Lanes<W>::Half));
+  }
+};
+
 // kLanes output channels of P pixels whose inputs are `step` floats apart in the tile and whose outputs are `stride`
 // apart in y, in ascending order: the next pixel overwrites lanes past the stride.
-template <int W, int P>
+template <int W, int P, typename As>
 DSE_ALWAYS void multiply(const float* x, int64_t step, const float* columns, const float* shift, int32_t num_bands,
-                         float* y, int64_t stride) {
+                         typename As::Value* y, int64_t stride) {
   typedef typename Lanes<W>::Float Float;
   constexpr int N = kLanes / W;
   Float sum[P][N];
@@ -126,40 +159,7 @@ DSE_ALWAYS void multiply(const float* x, int64_t step, const float* columns, con
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p)
 #pragma GCC unroll 16
-    for (int v = 0; v < N; ++v) save(y + p * stride + v * W, sum[p][v]);
-}
-
-// to_bfloat16 of augment.h on W values.
-template <int W>
-DSE_ALWAYS void round_to_bfloat16(const float* y, uint16_t* out) {
-  typedef typename Lanes<W>::Bits Bits;
-  const Bits u = load<Bits>(y);
-  const Bits rounded = (u + 0x7FFFu + ((u >> 16) & 1u)) >> 16;
-  const Bits safe = (u & 0x7FFFFFFFu) > 0x7F800000u ? Bits{} + 0x7FC0u : rounded;
-  save(out, __builtin_convertvector(safe, typename Lanes<W>::Half));
-}
-
-// to_float16 of augment.h on W values.
-template <int W>
-DSE_ALWAYS void round_to_float16(const float* y, uint16_t* out) {
-  typedef typename Lanes<W>::Bits Bits;
-  typedef typename Lanes<W>::Float Float;
-  const Bits signed_bits = load<Bits>(y);
-  const Bits u = signed_bits & 0x7FFFFFFFu;
-  const Bits subnormal = (Bits)((Float)u + 0.5f) - 0x3F000000u;
-  const Bits normal = (u - 0x38000000u + 0xFFFu + ((u >> 13) & 1u)) >> 13;
-  const Bits large = u > 0x7F800000u ? Bits{} + 0x7E00u : Bits{} + 0x7C00u;
-  const Bits magnitude = u < 0x38800000u ? subnormal : (u < 0x477FF000u ? normal : large);
-  save(out, __builtin_convertvector(magnitude | ((signed_bits >> 16) & 0x8000u), typename Lanes<W>::Half));
-}
-
-// Rounds n floats, n rounded up to a multiple of W.
-template <int W>
-DSE_ALWAYS void round_row(const float* y, int32_t n, int32_t out_type, uint16_t* out) {
-  if (out_type == DSE_BFLOAT16)
-    for (int32_t k = 0; k < n; k += W) round_to_bfloat16<W>(y + k, out + k);
-  else
-    for (int32_t k = 0; k < n; k += W) round_to_float16<W>(y + k, out + k);
+    for (int v = 0; v < N; ++v) As::put(y + p * stride + v * W, sum[p][v]);
 }
 
 // Copies past the cache where whole lines allow it: a batch of views is larger than any cache, and an ordinary store
