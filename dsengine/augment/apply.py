@@ -150,7 +150,8 @@ def augment(sources: list[Tensor], requests: Sequence[Request], *, dtype: torch.
             out_channels: int | None = None) -> tuple[Tensor, ...]:
     """The views of one batch, each (B, C or out_channels, size, size) channels-last on the device of the sources.
 
-    sources: (B, C_s, H_s, W_s) int16 per array of the plans. Views of equal bands and size go through one op call.
+    sources: (B, C_s, H_s, W_s) int16 per array of the plans. Views that are alike in bands, size, jitter space and number of
+    jitters go through one composition and one op call.
     """
     views: list[Tensor] = [None] * len(requests)
     for members in _alike(requests):
@@ -163,16 +164,17 @@ def _alike(requests: Sequence[Request]) -> list[list[int]]:
     """Positions of requests that can share a call."""
     groups: dict[tuple, list[int]] = {}
     for position, request in enumerate(requests):
-        groups.setdefault((request.plan.names, request.size), []).append(position)
+        kind = (request.plan.names, request.size, request.jitter_space, request.draws.triple.shape[1])
+        groups.setdefault(kind, []).append(position)
     return list(groups.values())
 
 
 def _run(sources: list[Tensor], requests: list[Request], dtype: torch.dtype, out_channels: int | None) -> Sequence[Tensor]:
-    plan, device = requests[0].plan, sources[0].device
-    parts = [affine(request.plan, request.draws, request.jitter_space) for request in requests]
-    A, T, b = (torch.stack(part).to(device) for part in zip(*parts))
-    offset = torch.from_numpy(np.stack([request.draws.offset for request in requests])).to(device)
-    code = torch.from_numpy(np.stack([request.draws.code for request in requests])).to(device)
-    out = ops.augment(sources, plan.bands.to(device), plan.center.to(device), offset, code, A, T, b, requests[0].size,
+    plan, _, size, jitter_space = requests[0]
+    num_samples, device = len(sources[0]), sources[0].device
+    draws = Draws(*(np.concatenate(field) for field in zip(*(request.draws for request in requests))))
+    place = (torch.from_numpy(draws.offset), torch.from_numpy(draws.code))
+    by_view = [part.unflatten(0, (len(requests), num_samples)).to(device) for part in (*place, *affine(plan, draws, jitter_space))]
+    out = ops.augment(sources, plan.bands.to(device), plan.center.to(device), *by_view, size,
                       out_channels=out_channels, dtype=dtype, nodata=plan.nodata)
-    return out.split(len(sources[0]))
+    return out.split(num_samples)
