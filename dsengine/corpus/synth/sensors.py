@@ -1,0 +1,137 @@
+"""From endmember shares to what Sentinel-2 and Sentinel-1 would have stored: light, air, clouds, speckle, edges, integers."""
+
+import numpy as np
+from numba import njit
+
+from dsengine.corpus.synth.lattice import key, unit
+from dsengine.corpus.synth.spectra import BACKSCATTER, CLOUD, HAZE, LEAF, OPEN_WATER, ROOF, SHADE, SOIL, SPECTRA
+
+F = np.float32
+NODATA = np.int16(-32768)
+NUM_BANDS, NUM_POLS = SPECTRA.shape[1], BACKSCATTER.shape[1]
+_STEPS = 4096
+# -log(u) at 4096 midpoints, and 100 * 10 log10(mantissa): rounded tables, so that no machine's libm shows in a patch.
+_EXPONENTIAL = np.round(-np.log((np.arange(_STEPS) + 0.5) / _STEPS), 5).astype(np.float32)
+_MANTISSA_CDB = np.round(1000 * np.log10(1 + (np.arange(_STEPS) + 0.5) / _STEPS), 3).astype(np.float32)
+_OCTAVE_CDB = np.float32(round(1000 * np.log10(2.0), 4))
+
+
+@njit(cache=True)
+def optical(shares: np.ndarray, spectra: np.ndarray, light: np.ndarray, air: np.ndarray, cloud: np.ndarray, seed: int,
+            row: int, out: np.ndarray) -> None:
+    """Sentinel-2 L2A reflectance x 10000 into out (12, H, W) int16.
+
+    shares (E, H, W); spectra (E, 12) of this patch; light (H, W) illumination; air (12,) additive haze; cloud (H, W): share of
+    the pixel that cloud covers, negative in its shadow.
+    """
+    height, width = light.shape
+    num = shares.shape[0]
+    mixed = np.empty(width, np.float32)
+    for i in range(height):
+        for b in range(NUM_BANDS):
+            mixed[:] = F(0)
+            for e in range(num):
+                s = spectra[e, b]
+                for j in range(width):
+                    mixed[j] += s * shares[e, i, j]
+            haze, white = air[b], CLOUD[b]
+            for j in range(width):
+                c = cloud[i, j]
+                r = mixed[j] * light[i, j]
+                r = r * (F(1) + F(0.65) * min(c, F(0))) + haze
+                c = max(c, F(0))
+                out[b, i, j] = np.int16(min(max((r * (F(1) - c) + white * c) * F(10000), F(1)), F(20000)) + F(0.5))
+    _sensor_noise(seed, row, out)
+
+
+@njit(cache=True)
+def _sensor_noise(seed: int, row: int, out: np.ndarray) -> None:
+    """Add uniform noise of +-8 (per 10000) and +-1.5 % to every value: 8 bits each of a hash per four bands."""
+    for q in range(NUM_BANDS // 4):
+        for i in range(out.shape[1]):
+            for j in range(out.shape[2]):
+                bits = key(seed, 61 + q, row, i * out.shape[2] + j)
+                for b in range(4):
+                    u = F((bits >> np.uint64(8 * b)) & np.uint64(255)) * F(1 / 127.5) - F(1)
+                    value = F(out[4 * q + b, i, j])
+                    out[4 * q + b, i, j] = np.int16(max(value + u * (F(8) + F(0.015) * value), F(1)) + F(0.5))
+
+
+@njit(cache=True)
+def radar(shares: np.ndarray, texture: np.ndarray, light: np.ndarray, gain: np.ndarray, seed: int, row: int, out: np.ndarray) -> None:
+    """Sentinel-1 VV and VH in dB x 100 into out (2, H, W) int16, with speckle of about four looks, correlated over two pixels.
+
+    gain (4,): power factors of this patch for everything, bare soil (moisture), water (wind), and volume (wet leaves).
+    """
+    height, width = light.shape
+    speckle = np.empty((height + 1, width + 1), np.float32)
+    power = np.empty((height, width), np.float32)
+    for p in range(NUM_POLS):
+        for i in range(height + 1):
+            for j in range(width + 1):
+                speckle[i, j] = _EXPONENTIAL[key(seed, 71 + p, row, i * (width + 1) + j) >> np.uint64(52)]
+        _sigma0(shares, texture, light, gain, p, power)
+        for i in range(height):
+            for j in range(width):
+                looks = speckle[i, j] + speckle[i + 1, j] + speckle[i, j + 1] + speckle[i + 1, j + 1]
+                power[i, j] *= F(0.25) * max(looks, F(1e-3))
+        _to_centi_db(power, out[p])
+
+
+@njit(cache=True)
+def _sigma0(shares: np.ndarray, texture: np.ndarray, light: np.ndarray, gain: np.ndarray, p: int, power: np.ndarray) -> None:
+    """Mean backscatter, linear power, of polarisation p into power (H, W)."""
+    whole, moist, wind, volume = gain
+    for i in range(power.shape[0]):
+        for j in range(power.shape[1]):
+            total = F(0)
+            for e in range(shares.shape[0]):
+                s = BACKSCATTER[e, p] * shares[e, i, j]
+                if e == SOIL:
+                    s *= moist
+                elif e == OPEN_WATER:
+                    s *= wind
+                elif e == LEAF or e == SHADE:
+                    s *= volume
+                elif e == ROOF and texture[0, i, j] > F(0.8):
+                    s *= F(6)  # corner reflectors
+                total += s
+            slope = light[i, j]  # slopes that face the sun's side face the radar's
+            power[i, j] = total * whole * slope * slope * (F(1) + F(0.25) * texture[1, i, j])
+
+
+@njit(cache=True)
+def _to_centi_db(power: np.ndarray, out: np.ndarray) -> None:
+    """Linear power (H, W) float32 as dB x 100: exponent and a table over the mantissa's first 12 bits."""
+    for i in range(power.shape[0]):
+        words = power[i].view(np.int32)
+        for j in range(power.shape[1]):
+            exponent = (words[j] >> 23) - 127
+            cdb = F(exponent) * _OCTAVE_CDB + _MANTISSA_CDB[(words[j] >> 11) & 4095]
+            out[i, j] = np.int16(np.floor(cdb + F(0.5)))
+
+
+@njit(cache=True)
+def cut_edge(out: np.ndarray, angle_x: int, angle_y: int, at: int) -> None:
+    """Make every pixel with angle_x * x + angle_y * y > at nodata, in all bands of out (C, H, W)."""
+    for i in range(out.shape[1]):
+        for j in range(out.shape[2]):
+            if angle_x * j + angle_y * i > at:
+                out[:, i, j] = NODATA
+
+
+@njit(cache=True)
+def patch_spectra(seed: int, site: int, i: int, j: int, spread: float) -> np.ndarray:
+    """SPECTRA with each endmember's level and slope changed by up to `spread`: soils and leaves differ from place to place."""
+    out = np.empty(SPECTRA.shape, np.float32)
+    for e in range(SPECTRA.shape[0]):
+        level = (unit(key(seed, site, i * 64 + e, j)) * F(2) - F(1)) * F(spread)
+        slope = (unit(key(seed, site + 1, i * 64 + e, j)) * F(2) - F(1)) * F(spread)
+        for b in range(NUM_BANDS):
+            out[e, b] = SPECTRA[e, b] * (F(1) + level + slope * (F(b) * F(2 / 11) - F(1)))
+    return out
+
+
+def haze(amount: float) -> np.ndarray:
+    """(12,) float32 additive reflectance of the air that the atmospheric correction left over."""
+    return HAZE * F(amount)
