@@ -3,7 +3,8 @@ against a per-sample Pillow chain on 8-bit images in two worker processes.
 
 Run `pytest bench/bench_augment.py --benchmark-enable -s`. All sides use two threads or processes. Both torch sides get the
 same allocator: first glibc's own settings, then big blocks kept by the process (mallopt), which matters more than most
-changes to code. The op's inner loops, its stores and the jitters' composition move the numbers.
+changes to code. The op's inner loops, its stores and the jitters' composition move the numbers. Run it on an idle machine:
+with a neighbour on one of two cores torch's threads wait for each other and the ratio comes out several times too high.
 """
 
 import ctypes

@@ -8,4 +8,4 @@ PATCH_PX = 160
 VIEW_PX = 128
 _CSF = dict(jitters=(1, 10), jitter_strength=(0.01, 0.1), band_dropout=(0.01, 0.3))
 CSF_VIEWS = (Augment(**_CSF), Augment(shift_px=(1, 16), **_CSF))
-AUGMENT_BATCH = 64
+AUGMENT_BATCH = 32
