@@ -5,7 +5,7 @@ import shutil
 import uuid
 from pathlib import Path
 
-NUM_PATCHES = 640
+NUM_PATCHES = 1024
 SIZE = 64  # pixels
 
 

@@ -116,7 +116,11 @@ def _fresh_method(config: RunConfig, num_bands: int) -> Method:
 def _heldout(corpus: Corpus, views: tuple, most: int, common: dict) -> Loader | None:
     """One repeatable pass over the val split, or None where there are not two samples to compare."""
     rows = min(len(corpus.rows("val")), most)
-    return None if rows < 2 else Loader.heldout(corpus, views, batch_size=min(rows, 64), limit=most, **common)
+    if rows < 2:
+        return None
+    # The last batch takes what is left, and a sample alone has nobody to differ from.
+    batch = next(size for size in range(min(rows, 64), 1, -1) if rows % size != 1)
+    return Loader.heldout(corpus, views, batch_size=batch, limit=most, **common)
 
 
 @torch.no_grad()
