@@ -1,0 +1,220 @@
+"""Public NT-Xent and InfoNCE: checks, gather across ranks, and the autograd nodes around the two passes."""
+
+import importlib.util
+from types import ModuleType
+
+import torch
+from torch import Tensor
+from torch.autograd.function import FunctionCtx, once_differentiable
+from torch.distributed import ProcessGroup
+
+from dsengine.dist import gather_rows, rank_in
+from dsengine.kernels.ntxent import reference
+
+MAX_TILE_DIM = 512  # wider rows do not fit a tile's shared memory; they take the reference, also on a GPU
+
+
+def _passes(x: Tensor) -> ModuleType:
+    """The module whose normalise, forward and backward run on x."""
+    if x.is_cuda and x.dtype != torch.float64 and x.shape[-1] <= MAX_TILE_DIM and importlib.util.find_spec("triton"):
+        from dsengine.kernels.ntxent import kernel
+        return kernel
+    return reference
+
+
+@torch.library.custom_op("dsengine::ntxent_normalise", mutates_args=())
+def _normalise(u: Tensor) -> tuple[Tensor, Tensor]:
+    return _passes(u).normalise(u)
+
+
+@_normalise.register_fake
+def _(u: Tensor) -> tuple[Tensor, Tensor]:
+    exact = u.dtype if u.dtype == torch.float64 else torch.float32
+    low = u.dtype if _passes(u) is not reference else exact
+    return u.new_empty(u.shape[1], u.shape[0], u.shape[2], dtype=low), u.new_empty(u.shape[:2], dtype=exact)
+
+
+@torch.library.custom_op("dsengine::ntxent_forward", mutates_args=())
+def _forward(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int, symmetric: bool, bounded: bool) -> tuple[Tensor, Tensor]:
+    return _passes(rows).forward(rows, cols, inv_tau, start, symmetric, bounded)
+
+
+@_forward.register_fake
+def _(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int, symmetric: bool, bounded: bool) -> tuple[Tensor, Tensor]:
+    shape = (*rows.shape[:2], cols.shape[0])
+    return inv_tau.new_empty(shape), inv_tau.new_empty(shape)
+
+
+@torch.library.custom_op("dsengine::ntxent_backward", mutates_args=())
+def _backward(rows: Tensor, cols: Tensor, row_weight: Tensor, col_weight: Tensor, row_scale: Tensor, inv_tau: Tensor,
+              start: int, num_positive: int, symmetric: bool, bounded: bool) -> tuple[Tensor, Tensor]:
+    return _passes(rows).backward(rows, cols, row_weight, col_weight, row_scale, inv_tau, start, num_positive, symmetric, bounded)
+
+
+@_backward.register_fake
+def _(rows: Tensor, cols: Tensor, row_weight: Tensor, col_weight: Tensor, row_scale: Tensor, inv_tau: Tensor,
+      start: int, num_positive: int, symmetric: bool, bounded: bool) -> tuple[Tensor, Tensor]:
+    return rows.new_empty(rows.shape), inv_tau.new_empty(rows.shape[:2])
+
+
+class _NTXent(torch.autograd.Function):
+    """Keeps the unit rows of the global batch, own weights and own norms; the others' weights are gathered in backward."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, z: Tensor, temperature: float | Tensor, denominator: str, sizes: tuple[int, ...],
+                group: ProcessGroup | None) -> Tensor:
+        V, B, _ = z.shape
+        own, inv_norm = _normalise(z)
+        cols, start = _gather(own, sizes, group).transpose(0, 1), sum(sizes[:rank_in(group)])
+        inv_tau, ctx.bounded = _inverse(temperature, inv_norm)
+        lse, positive = _forward(own.transpose(0, 1), cols, inv_tau, start, True, ctx.bounded)
+        total, weight = reference.finish(lse, positive, denominator)
+        # Means over ranks of the losses and gradients are the global mean and its gradient.
+        ctx.share = len(sizes) / (V * (V - 1) * sum(sizes))
+        ctx.start, ctx.sizes, ctx.group, ctx.dtype = start, sizes, group, z.dtype
+        ctx.like = _like(temperature)
+        ctx.save_for_backward(cols, weight, inv_norm, inv_tau)
+        return total * ctx.share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        cols, weight, inv_norm, inv_tau = ctx.saved_tensors
+        B = weight.shape[1]
+        col_weight = _gather(weight.transpose(0, 1), ctx.sizes, ctx.group).transpose(0, 1).contiguous()
+        scale = grad_loss * ctx.share * inv_tau
+        grad, along = _backward(cols[:, ctx.start:ctx.start + B], cols, weight, col_weight, inv_norm * scale, inv_tau,
+                                ctx.start, B, True, ctx.bounded)
+        return grad.to(ctx.dtype), _temperature_grad(ctx.like, -0.5 * scale * inv_tau * along.sum()), None, None, None
+
+
+class _InfoNCE(torch.autograd.Function):
+    """The same passes with queries as rows and keys as columns, and the other way round for the gradient of the keys."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, queries: Tensor, keys: Tensor, temperature: float | Tensor, group: ProcessGroup | None) -> Tensor:
+        q, inv_norm = _normalise(queries.unsqueeze(0))
+        k, key_inv_norm = _normalise(keys.unsqueeze(0))
+        ctx.rank, ctx.group = rank_in(group), group
+        inv_tau, ctx.bounded = _inverse(temperature, inv_norm)
+        all_keys = gather_rows(k, group).transpose(0, 1)
+        lse, positive = _forward(q.transpose(0, 1), all_keys, inv_tau, ctx.rank * len(k), False, ctx.bounded)
+        ctx.dtypes, ctx.like = (queries.dtype, keys.dtype), _like(temperature)
+        ctx.save_for_backward(q.transpose(0, 1), all_keys, -lse, inv_norm, key_inv_norm, inv_tau)
+        return (lse - positive).mean()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        q, keys, weight, inv_norm, key_inv_norm, inv_tau = ctx.saved_tensors
+        B, K = q.shape[1], key_inv_norm.shape[1]
+        scale = grad_loss * inv_tau / B
+        absent = torch.full_like(keys[:, :, :1], -torch.inf, dtype=weight.dtype)
+        grad, along = _backward(q, keys, weight, absent, inv_norm * scale, inv_tau, ctx.rank * K, B, False, ctx.bounded)
+        grad_keys = None
+        if ctx.needs_input_grad[1]:
+            queries = gather_rows(q.transpose(0, 1), ctx.group).transpose(0, 1)
+            weights = gather_rows(weight.transpose(0, 1), ctx.group).transpose(0, 1).contiguous()
+            own = keys[:, ctx.rank * K:(ctx.rank + 1) * K]
+            grad_keys, _ = _backward(own, queries, absent[:, :K], weights, key_inv_norm * scale, inv_tau, ctx.rank * B, B,
+                                     False, ctx.bounded)
+            grad_keys = grad_keys[0].to(ctx.dtypes[1])
+        return grad[0].to(ctx.dtypes[0]), grad_keys, _temperature_grad(ctx.like, -scale * inv_tau * along.sum()), None
+
+
+def nt_xent(z: Tensor, temperature: float | Tensor = 0.1, group: ProcessGroup | None = None, *,
+            denominator: str = "pairs", sizes: tuple[int, ...] | None = None) -> Tensor:
+    """NT-Xent loss (definition in `reference.py`) in memory O(V B D).
+
+    z: (V, B, D), V >= 2 views or modalities of B samples, any float dtype, not normalised; computed in at least fp32 on a
+    CPU, by half-precision products summed in fp32 on a GPU when z is half precision.
+    temperature: > 0, a number or a tensor of one element, which then gets a gradient.
+    group: ranks whose rows make up the global batch; None is this process alone.
+    denominator: "pairs", the mean over pairs of views of the two-view loss, or "all", one over the rows of all views.
+    sizes: B of every rank, where they differ.
+    Returns the loss (), the mean over this rank's rows; gradients averaged over ranks are those of the mean over the
+    global batch (with unequal sizes a rank's loss is weighted so that this still holds). Raises ValueError naming the
+    argument.
+    """
+    sizes = _check_sizes(z, sizes, group)
+    _check(z, temperature, denominator)
+    with torch.autocast(z.device.type, enabled=False):
+        return _NTXent.apply(z, temperature, denominator, sizes, group)
+
+
+def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor = 0.1, group: ProcessGroup | None = None) -> Tensor:
+    """InfoNCE, one direction: key i is the positive of query i, all other keys are negatives.
+
+    queries: (B, D). keys: (K, D), K >= B; keys past B are negatives alone. Any float dtype, not normalised; no gradient of
+    the keys is computed when they need none. temperature, group: as `nt_xent`; B and K are equal on all ranks.
+    Returns the loss (), the mean over this rank's queries. Raises ValueError naming the argument.
+    """
+    if queries.ndim != 2 or 0 in queries.shape:
+        raise ValueError(f"info_nce: queries must be (B, D), not empty, got {tuple(queries.shape)}")
+    if keys.ndim != 2 or keys.shape[1] != queries.shape[1] or len(keys) < len(queries):
+        raise ValueError(f"info_nce: keys must be (K, {queries.shape[1]}) with K >= {len(queries)} like queries, got {tuple(keys.shape)}")
+    if keys.dtype != queries.dtype:
+        raise ValueError(f"info_nce: keys must be {queries.dtype} like queries, got {keys.dtype}")
+    _check_float("info_nce: queries", queries)
+    _check_temperature("info_nce", temperature)
+    with torch.autocast(queries.device.type, enabled=False):
+        return _InfoNCE.apply(queries, keys, temperature, group)
+
+
+def _gather(x: Tensor, sizes: tuple[int, ...], group: ProcessGroup | None) -> Tensor:
+    """(B, ...) of every rank as (sum of sizes, ...); unequal sizes travel padded to the largest."""
+    if len(set(sizes)) == 1:
+        return gather_rows(x, group)
+    largest = max(sizes)
+    padded = x.new_zeros(largest, *x.shape[1:])
+    padded[:len(x)] = x
+    shards = gather_rows(padded, group).split(largest)
+    return torch.cat([shard[:size] for shard, size in zip(shards, sizes)])
+
+
+def _inverse(temperature: float | Tensor, like: Tensor) -> tuple[Tensor, bool]:
+    """1 / temperature () in the dtype of `like`, and whether it is known, without asking the device, to be within BOUND."""
+    if isinstance(temperature, Tensor):
+        return 1 / temperature.detach().to(like.device, like.dtype).reshape(()), False
+    return torch.full((), 1 / temperature, dtype=like.dtype, device=like.device), 1 / temperature <= reference.BOUND
+
+
+def _like(temperature: float | Tensor) -> tuple[torch.Size, torch.dtype, torch.device] | None:
+    """What the gradient of the temperature must look like; None for a number."""
+    return (temperature.shape, temperature.dtype, temperature.device) if isinstance(temperature, Tensor) else None
+
+
+def _temperature_grad(like: tuple[torch.Size, torch.dtype, torch.device] | None, grad: Tensor) -> Tensor | None:
+    return None if like is None else grad.reshape(like[0]).to(like[2], like[1])
+
+
+def _check(z: Tensor, temperature: float | Tensor, denominator: str) -> None:
+    if z.ndim != 3 or z.shape[0] < 2 or 0 in z.shape:
+        raise ValueError(f"nt_xent: z must be (V, B, D) with V >= 2 and not empty, got {tuple(z.shape)}")
+    _check_float("nt_xent: z", z)
+    _check_temperature("nt_xent", temperature)
+    if denominator not in reference.DENOMINATORS:
+        raise ValueError(f"nt_xent: denominator {denominator!r} is unknown; legal: {', '.join(reference.DENOMINATORS)}")
+
+
+def _check_float(name: str, x: Tensor) -> None:
+    if not x.dtype.is_floating_point:
+        raise ValueError(f"{name} must be floating point, got {x.dtype}")
+
+
+def _check_temperature(op: str, temperature: float | Tensor) -> None:
+    if isinstance(temperature, Tensor):
+        if temperature.numel() != 1 or not temperature.dtype.is_floating_point:
+            raise ValueError(f"{op}: temperature must be one floating-point element, got {tuple(temperature.shape)} {temperature.dtype}")
+    elif not 0 < temperature < float("inf"):
+        raise ValueError(f"{op}: temperature must be positive and finite, got {temperature}")
+
+
+def _check_sizes(z: Tensor, sizes: tuple[int, ...] | None, group: ProcessGroup | None) -> tuple[int, ...]:
+    """The rows of every rank; all like z's when not given."""
+    ranks, own = 1 if group is None else group.size(), z.shape[1] if z.ndim == 3 else 0
+    if sizes is None:
+        return (own,) * ranks
+    if len(sizes) != ranks or sizes[rank_in(group)] != own:
+        raise ValueError(f"nt_xent: sizes must be {ranks} numbers, that of rank {rank_in(group)} being {own}, got {tuple(sizes)}")
+    return tuple(sizes)
