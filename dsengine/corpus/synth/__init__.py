@@ -16,7 +16,7 @@ import numpy as np
 from dsengine.corpus.build.writer import Block, CorpusWriter
 from dsengine.corpus.schema import LabelSpec, standard_layout
 from dsengine.corpus.synth import sensors, surface
-from dsengine.corpus.synth.lattice import draw, fractal
+from dsengine.corpus.synth.lattice import blur, draw, fractal
 from dsengine.corpus.synth.place import CLUSTER, Place, places
 from dsengine.corpus.synth.spectra import CLASSES, ENDMEMBERS
 from dsengine.errors import UsageError
@@ -71,7 +71,7 @@ def make_patch(seed: int, row: int, size: int) -> Patch:
     shares = _shares(seed, salt, x0, y0, place, drawn, landcover, texture)
     light = _light(relief, next(drawn), next(drawn), next(drawn))
     s2, s1 = np.empty((12, size, size), np.int16), np.empty((2, size, size), np.int16)
-    spectra = sensors.patch_spectra(seed, 81, row // CLUSTER, 0, 0.25)
+    spectra = sensors.patch_spectra(seed, 81, row // CLUSTER, row, 0.25)
     cloud, covered = _clouds(seed, salt, x0, y0, size, next(drawn), next(drawn))
     sensors.optical(shares, spectra, light, sensors.haze(1.2 * next(drawn) * next(drawn)), cloud, seed, row, s2)
     sensors.radar(shares, texture, light, _radar_gain(drawn), seed, row, s1)
@@ -96,9 +96,12 @@ def _shares(seed: int, salt: int, x0: int, y0: int, place: Place, drawn: Iterato
     field, stage, across = surface.parcels(seed, 1 + salt, x0, y0, size, 2 * wide, wide, slope, slope)
     house, _, _ = surface.parcels(seed, 7 + salt, x0, y0, size, 4, 3, slope, slope)
     _, streets, _ = surface.parcels(seed, 9 + salt, x0, y0, size, 9, 2, slope, slope)
-    gain = np.array([F(0.25) + F(1.3) * next(drawn), F(0.35) + F(0.85) * next(drawn), next(drawn)], np.float32)
+    gain = np.array([F(0.25) + F(1.3) * next(drawn), F(0.35) + F(0.85) * next(drawn), next(drawn),
+                     F(0.15) + F(0.85) * next(drawn), F(0.1) + next(drawn), next(drawn)],
+                    np.float32)
     out = np.empty((len(ENDMEMBERS), size, size), np.float32)
     surface.abundances(landcover, texture, house, stage, across, streets, F(place.green), gain, out)
+    blur(out)  # what the optics and the resampling leave of a pixel
     return out
 
 
@@ -123,9 +126,9 @@ def _clouds(seed: int, salt: int, x0: int, y0: int, size: int, sky: np.float32, 
 
 
 def _radar_gain(drawn: Iterator[np.float32]) -> np.ndarray:
-    """(4,) power factors: whole +-1.5 dB, soil 1/3 .. 3, wind 1/3 .. 6, volume 2/3 .. 3/2, by squares rather than pow()."""
+    """(4,) power factors: whole -3.5 .. +1.5 dB, soil 1/3 .. 3, wind 1/3 .. 6, volume 2/3 .. 3/2, by squares rather than pow()."""
     whole, moist, wind, volume = (next(drawn) for _ in range(4))
-    return np.array([F(0.7) + F(0.7) * whole, F(0.35) + F(2.6) * moist * moist, F(0.3) + F(5.5) * wind * wind,
+    return np.array([F(0.45) + F(0.95) * whole, F(0.35) + F(2.6) * moist * moist, F(0.3) + F(5.5) * wind * wind,
                      F(0.65) + F(0.85) * volume], np.float32)
 
 

@@ -30,13 +30,13 @@ def unit(bits: int) -> float:
     return np.float32(np.uint64(bits) >> np.uint64(40)) * np.float32(2.0**-24)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def draw(seed: int, site: int, i: int, j: int) -> float:
     """One number in [0, 1) for a site and two integers; for callers in plain Python."""
     return unit(key(seed, site, i, j))
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def add_octave(out: np.ndarray, seed: int, site: int, x0: int, y0: int, wavelength: int, amplitude: float) -> None:
     """Add smoothed value noise in [-amplitude, amplitude] to out (H, W) float32.
 
@@ -70,7 +70,7 @@ def smooth(t: float) -> float:
     return t * t * (np.float32(3) - np.float32(2) * t)
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def fractal(height: int, width: int, seed: int, site: int, x0: int, y0: int, longest: int, octaves: int) -> np.ndarray:
     """(height, width) float32 noise of `octaves` wavelengths longest, longest / 2, ...; amplitudes halve; about [-1, 1]."""
     out = np.zeros((height, width), np.float32)
@@ -79,3 +79,27 @@ def fractal(height: int, width: int, seed: int, site: int, x0: int, y0: int, lon
         add_octave(out, seed, site * 16 + k, x0, y0, longest >> k, amplitude)
         amplitude *= np.float32(0.5)
     return out
+
+
+@njit(cache=True, nogil=True)
+def blur(planes: np.ndarray) -> None:
+    """Smooth every plane of (E, H, W) float32 in place by 1 2 1 along both axes, edges repeated: sums of shares stay 1."""
+    num, height, width = planes.shape
+    above = np.empty(width, np.float32)
+    here = np.empty(width, np.float32)
+    for e in range(num):
+        plane = planes[e]
+        for i in range(height):
+            left = plane[i, 0]
+            for j in range(width - 1):
+                centre = plane[i, j]
+                plane[i, j] = (left + centre + centre + plane[i, j + 1]) * np.float32(0.25)
+                left = centre
+            plane[i, width - 1] = (left + np.float32(3) * plane[i, width - 1]) * np.float32(0.25)
+        above[:] = plane[0]
+        for i in range(height):
+            below = plane[min(i + 1, height - 1)]
+            here[:] = plane[i]
+            for j in range(width):
+                plane[i, j] = (above[j] + here[j] + here[j] + below[j]) * np.float32(0.25)
+            above[:] = here

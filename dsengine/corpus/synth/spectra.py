@@ -26,10 +26,11 @@ SPECTRA = np.array([
 ], dtype=np.float32)
 CLOUD = np.array([0.55, 0.56, 0.55, 0.56, 0.57, 0.59, 0.60, 0.61, 0.62, 0.50, 0.42, 0.33], dtype=np.float32)
 HAZE = np.array([0.050, 0.038, 0.024, 0.015, 0.012, 0.009, 0.008, 0.007, 0.006, 0.005, 0.002, 0.001], dtype=np.float32)
+PIXELS = np.array([6, 1, 1, 1, 2, 2, 2, 1, 2, 6, 2, 2])  # ground resolution of each band in units of 10 m
 
 # (endmember, VV VH) sigma0, dB
 BACKSCATTER_DB = np.array([
-    [-9.5, -15.0], [-12.0, -18.5], [-12.5, -20.5], [-19.0, -27.0], [-5.5, -13.0], [-15.5, -23.0], [-12.5, -19.5], [-9.0, -14.5],
+    [-9.5, -15.0], [-12.0, -18.5], [-12.5, -20.5], [-19.0, -27.0], [-7.0, -14.0], [-15.5, -23.0], [-12.5, -19.5], [-9.0, -14.5],
 ])
 # Linear power, rounded so that no machine's pow() shows in a patch.
 BACKSCATTER = np.round(10.0 ** (BACKSCATTER_DB / 10), 6).astype(np.float32)

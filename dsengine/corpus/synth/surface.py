@@ -11,7 +11,7 @@ F = np.float32
 NUM_TEXTURES = 4  # pixel-scale, 4 px, 8 px, 32 px
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def class_map(seed: int, salt: int, x0: int, y0: int, size: int, theme: int, cold: float, relief: np.ndarray) -> np.ndarray:
     """(size, size) uint8: the theme, with other classes where moisture, use or height are extreme."""
     moist = fractal(size, size, seed, 21 + salt, x0, y0, 128, 4)
@@ -41,7 +41,7 @@ def class_map(seed: int, salt: int, x0: int, y0: int, size: int, theme: int, col
     return classes
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def textures(seed: int, salt: int, x0: int, y0: int, size: int) -> np.ndarray:
     """(4, size, size) noise in about [-1, 1]: by pixel, and of 4, 8 and 32 px."""
     out = np.zeros((NUM_TEXTURES, size, size), np.float32)
@@ -54,7 +54,7 @@ def textures(seed: int, salt: int, x0: int, y0: int, size: int) -> np.ndarray:
     return out
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def parcels(seed: int, salt: int, x0: int, y0: int, size: int, length: int, wide: int, slope_x: int, slope_y: int) -> tuple:
     """For each pixel two hashes of its parcel and its phase across the rows, all in [0, 1).
 
@@ -75,15 +75,16 @@ def parcels(seed: int, salt: int, x0: int, y0: int, size: int, length: int, wide
     return first, second, across
 
 
-@njit(cache=True)
+@njit(cache=True, nogil=True)
 def abundances(classes: np.ndarray, texture: np.ndarray, parcel: np.ndarray, stage: np.ndarray, across: np.ndarray, streets: np.ndarray,
                green: float, gain: np.ndarray, out: np.ndarray) -> None:
     """Write the share of each endmember of every pixel to out (E, H, W); shares sum to 1.
 
-    gain (3,): this patch's texture contrast, vegetation cover and dryness, which vary within a class as much as between.
+    gain (6,): this patch's texture contrast, vegetation cover, dryness, density of houses, unlikeness of fields and lowness of the
+    sun, which vary within a class as much as between.
     """
     height, width = classes.shape
-    contrast, cover, dryness = gain
+    contrast, cover, dryness, density, unlike, low = gain
     for i in range(height):
         for j in range(width):
             fine, crown, mottle, broad = texture[0, i, j], texture[1, i, j], texture[2, i, j], texture[3, i, j]
@@ -94,28 +95,28 @@ def abundances(classes: np.ndarray, texture: np.ndarray, parcel: np.ndarray, sta
                 soil = F(0.08) * (F(1) - water) + F(0.1) * dryness * dryness
             elif k == BROADLEAF:
                 leaf = (F(0.25) + F(0.6) * F(green)) * cover
-                shade = F(0.16) + F(0.22) * contrast * (crown + F(0.35) * fine)
+                shade = F(0.08) + F(0.20) * low + F(0.22) * contrast * (crown + F(0.35) * fine)
             elif k == NEEDLELEAF:
                 leaf = F(0.56) * cover
-                shade = F(0.22) + F(0.2) * contrast * (fine + F(0.35) * crown)
+                shade = F(0.10) + F(0.22) * low + F(0.2) * contrast * (fine + F(0.35) * crown)
             elif k == GRASS:
                 leaf = (F(0.15) + F(0.6) * F(green)) * cover * (F(1) + F(0.3) * contrast * broad)
-                shade = F(0.06) + F(0.22) * contrast * broad
+                shade = F(0.02) + F(0.20) * low + F(0.22) * contrast * broad
             elif k == CROP:
-                grown = stage[i, j] * (F(0.3) + F(0.7) * F(green))
+                grown = (F(0.5) + unlike * (stage[i, j] - F(0.5))) * (F(0.3) + F(0.7) * F(green))
                 rows = F(1) if (across[i, j] * F(32)) % F(1) < F(0.5) else F(-1)
                 leaf = F(1.15) * grown * cover * (F(1) + F(0.25) * contrast * rows)
-                shade = F(0.07) + F(0.10) * contrast * rows
+                shade = F(0.02) + F(0.18) * low + F(0.10) * contrast * rows
             elif k == BUILT:
-                roof = F(0.25) + F(0.45) * parcel[i, j]
-                asphalt = F(0.15)
-                leaf = F(0.25) * cover * F(green) * stage[i, j]
-                shade = F(0.08) + F(0.14) * contrast * fine
+                roof = density * (F(0.25) + F(0.45) * parcel[i, j])
+                asphalt = F(0.15) * density
+                leaf = (F(0.7) - F(0.5) * density) * cover * F(green) * stage[i, j]
+                shade = F(0.03) + F(0.18) * low + F(0.14) * contrast * fine
                 if streets[i, j] < F(0.2):
-                    asphalt, roof, leaf = F(0.75), F(0.1), F(0.05)
+                    asphalt, roof, leaf = F(0.25) + F(0.5) * density, F(0.1) * density, F(0.3) * leaf
             elif k == BARE:
-                soil = F(0.6) + F(0.2) * contrast * mottle
-                shade = F(0.1) + F(0.25) * contrast * abs(crown)
+                soil = F(0.15) + F(0.4) * unlike + F(0.2) * contrast * mottle
+                shade = F(0.02) + F(0.18) * low + F(0.25) * contrast * abs(crown)
                 leaf = F(0.2) * cover * F(green)
             elif k == WETLAND:
                 water = F(0.28) + F(0.3) * contrast * mottle
