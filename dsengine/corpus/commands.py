@@ -20,7 +20,7 @@ def add_parser(subparsers: "argparse._SubParsersAction[argparse.ArgumentParser]"
     synth.add_argument("--patches", type=int, required=True, metavar="N", help="number of patches")
     synth.add_argument("--size", type=int, default=128, help="pixels a side (default: 128)")
     synth.add_argument("--seed", type=int, default=0)
-    synth.add_argument("--workers", type=int, default=1, help="processes that paint patches (default: 1)")
+    synth.add_argument("--workers", type=int, default=1, help="threads that paint patches (default: 1)")
     synth.set_defaults(run=run_synth)
     build = commands.add_parser("build", help="cut imagery into a corpus")
     build.add_argument("out", type=Path, metavar="OUT")

@@ -3,6 +3,7 @@
 import time
 import zlib
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,8 @@ from torch import Tensor, nn
 from dsengine import config as configuration
 from dsengine.config import RunConfig
 from dsengine.corpus import Corpus, open_corpus
+from dsengine.data import order
 from dsengine.data.loader import Loader
-from dsengine.data.order import batch_ids
 from dsengine.data.sample import sized
 from dsengine.dist import World, mean_over_ranks_
 from dsengine.encoders import build_encoder
@@ -42,6 +43,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     views = sized(method.views, config.data.size)
     common = dict(seed=setting.seed, device=device, dtype=view_dtype(setting.precision), num_threads=config.data.threads)
 
+    rows = corpus.rows("train")
+
     # Where to start
     saved, passed_over = checkpoint.latest(run) if resume else (None, [])
     start = 0 if saved is None else saved.step
@@ -67,28 +70,27 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
 
         # Loop
         step_once = Step(method, optimizer, precision=setting.precision, world=world)
-        batches = iter(loader)
         meter = Meter()
-        for step in range(start, total):
+        walk = order.walk(rows, seed=setting.seed, start=start, global_batch=setting.batch_size)
+        for at in islice(walk, total - start):  # which step, epoch and samples: known to the host without asking anybody
             before = time.perf_counter()
-            batch = next(batches)._replace(world=world)
+            batch = next(loader)._replace(world=world)
             meter.add(samples=setting.batch_size, waited_s=time.perf_counter() - before)
 
-            lr = optim.learning_rate(setting, step=step, total=total)
+            lr = optim.learning_rate(setting, step=at.step, total=total)
             scores = step_once(batch, lr=lr)
-            method.after_step((step + 1) / total)
+            done = at.step + 1
+            method.after_step(done / total)
             log.step_done()
 
-            done = step + 1
-            epoch, epoch_ends = step // loader.steps_per_epoch, done % loader.steps_per_epoch == 0
-            if step == 0 and world.rank == 0:
+            epoch_ends = done % loader.steps_per_epoch == 0
+            if at.step == 0 and world.rank == 0:
                 figures.draw_views(batch, corpus, views, run / "figures" / "views.png")
                 meter = Meter()  # drawing is no part of a step
             if done % setting.log_steps == 0 or epoch_ends or done == total:
                 record = _read(scores, world)  # the only place where the host waits for the device
-                _stop_if_withheld(step_once, world, corpus, setting)
-                ids_crc = zlib.crc32(_ids(corpus, setting, step).tobytes())
-                record = {"step": done, "epoch": epoch, **record, "lr": lr, "ids_crc": ids_crc, **meter.read()}
+                _stop_if_withheld(step_once, world, rows, setting)
+                record = {"step": done, "epoch": at.epoch, **record, "lr": lr, "ids_crc": zlib.crc32(at.ids.tobytes()), **meter.read()}
                 if epoch_ends or done == total:
                     mean_over_ranks_(running_statistics(method), world)
                     if heldout is not None:
@@ -142,16 +144,11 @@ def _read(scores: dict[str, Tensor], world: World) -> dict[str, float]:
     return dict(zip(scores, values.tolist()))
 
 
-def _ids(corpus: Corpus, setting: TrainConfig, step: int) -> np.ndarray:
-    """Sample ids of the whole global batch of `step`."""
-    return batch_ids(corpus.rows("train"), seed=setting.seed, step=step, global_batch=setting.batch_size)[1]
-
-
-def _stop_if_withheld(step_once: Step, world: World, corpus: Corpus, setting: TrainConfig) -> None:
+def _stop_if_withheld(step_once: Step, world: World, rows: np.ndarray, setting: TrainConfig) -> None:
     """End the run when an update had to be withheld since the last look."""
     step = int(step_once.first_withheld.item())
     if step >= 0:
-        ids = _ids(corpus, setting, step)
+        _, ids = order.batch_ids(rows, seed=setting.seed, step=step, global_batch=setting.batch_size)
         raise RunError(f"loss or gradients are not finite at step {step + 1} (rank {world.rank}); that update was withheld, "
                        f"the weights are good; sample ids: {', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}")
 
