@@ -11,12 +11,10 @@ from torch.distributed import ProcessGroup
 from dsengine.dist import gather_rows, rank_in
 from dsengine.kernels.ntxent import reference
 
-MAX_TILE_DIM = 512  # wider rows do not fit a tile's shared memory; they take the reference, also on a GPU
-
 
 def _passes(x: Tensor) -> ModuleType:
     """The module whose normalise, forward and backward run on x."""
-    if x.is_cuda and x.dtype != torch.float64 and x.shape[-1] <= MAX_TILE_DIM and importlib.util.find_spec("triton"):
+    if x.is_cuda and x.dtype != torch.float64 and importlib.util.find_spec("triton"):
         from dsengine.kernels.ntxent import kernel
         return kernel
     return reference

@@ -75,8 +75,13 @@ def forward(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int, symmetric: 
         if symmetric and u == w:
             s.diagonal(start + block.start).fill_(-math.inf)
         lse[u, block, w] = s.exp_().sum(1).log_() if bounded else torch.logsumexp(s, 1)
-    positive = torch.einsum("urd,wrd->urw", rows, cols[:, start:start + R])
-    return lse, (positive * inv_tau).contiguous()
+    return lse, positives(rows, cols, inv_tau, start)
+
+
+def positives(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int) -> Tensor:
+    """Similarities of row i to column start + i of each view (U, R, W), in the dtype of inv_tau."""
+    at = cols[:, start:start + rows.shape[1]]
+    return torch.stack([(rows * view).sum(2, dtype=inv_tau.dtype) for view in at], dim=2) * inv_tau
 
 
 def backward(rows: Tensor, cols: Tensor, row_weight: Tensor, col_weight: Tensor, row_scale: Tensor, inv_tau: Tensor,
