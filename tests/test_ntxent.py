@@ -83,11 +83,11 @@ def test_gradients_pass_gradcheck() -> None:
     assert torch.autograd.gradcheck(info_nce, (_rows(3, 4), _rows(5, 4), tau))
 
 
-def test_blocks_of_one_row_give_the_result_of_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_tiles_give_the_result_of_one_tile(monkeypatch: pytest.MonkeyPatch) -> None:
     z = _rows(3, 37, 5)
     whole = nt_xent(z, 0.1)
-    for tile in (1, 37 * 5):
-        monkeypatch.setattr(reference, "TILE", tile)
+    for side in (1, 5, 36, 37):
+        monkeypatch.setattr(reference, "SIDE", side)
         _assert_equal(nt_xent(z, 0.1), whole, (z,), 1e-12)
 
 
@@ -174,7 +174,7 @@ def test_no_tensor_is_larger_than_a_tile() -> None:
         lse, positive = reference.forward(z, z, inv_tau, 0, True, True)
         _, weight = reference.finish(lse, positive, "pairs")
         reference.backward(z, z, weight, weight, inv_norm, inv_tau, 0, B, True, True)
-    assert V * B * D <= largest.elements <= max(reference.TILE, V * B * D) < V * B * B
+    assert V * B * D <= largest.elements <= max(reference.SIDE**2, V * B * D) < V * B * B
 
 
 def test_the_op_compiles_whole_and_passes_opcheck() -> None:

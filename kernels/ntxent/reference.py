@@ -20,6 +20,7 @@ Legend: V views (U of the rows, W of the columns), B rows a view, R own rows, C 
 
 import math
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -28,7 +29,7 @@ from torch import Tensor
 DENOMINATORS = ("pairs", "all")
 # exp(s) and exp(-s) need no shift in fp32 while |s| <= BOUND, so a pass needs no running maximum.
 BOUND = 40.0
-TILE = 1 << 19  # similarities held at a time: 2 MB in fp32, which a core's second-level cache holds
+SIDE = 512  # of a tile of similarities: 1 MB in fp32, which stays in a core's second-level cache
 
 
 def nt_xent(z: Tensor, temperature: float | Tensor = 0.1, denominator: str = "pairs") -> Tensor:
@@ -69,13 +70,17 @@ def forward(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int, symmetric: 
     symmetric: rows are cols[:, start:start + R], and a row is no column of its own. bounded: 1 / tau <= BOUND.
     Returns M (U, R, W) and the similarity to the positive (U, R, W).
     """
-    U, R, W = len(rows), rows.shape[1], len(cols)
-    lse = rows.new_empty(U, R, W)
-    for u, w, block, s in _similarities(rows, cols, inv_tau):
-        if symmetric and u == w:
-            s.diagonal(start + block.start).fill_(-math.inf)
-        lse[u, block, w] = s.exp_().sum(1).log_() if bounded else torch.logsumexp(s, 1)
-    return lse, positives(rows, cols, inv_tau, start)
+    total = torch.full((len(rows), rows.shape[1], len(cols)), 0.0 if bounded else -math.inf, dtype=rows.dtype, device=rows.device)
+    add, reduce = (torch.add, torch.sum) if bounded else (torch.logaddexp, torch.logsumexp)
+    for t, s in _tiles(rows, cols, inv_tau, symmetric):
+        if symmetric and t.u == t.w:
+            _own_diagonal(s, t, start).fill_(-math.inf)
+        if bounded:
+            s.exp_()
+        total[t.u, t.row, t.w] = add(total[t.u, t.row, t.w], reduce(s, 1))
+        if t.mirrored:
+            total[t.w, t.col, t.u] = add(total[t.w, t.col, t.u], reduce(s, 0))
+    return total.log_() if bounded else total, positives(rows, cols, inv_tau, start)
 
 
 def positives(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int) -> Tensor:
@@ -94,11 +99,13 @@ def backward(rows: Tensor, cols: Tensor, row_weight: Tensor, col_weight: Tensor,
     """
     grad = torch.zeros(rows.shape, dtype=rows.dtype, device=rows.device)
     row_factor, col_factor = (row_weight.exp(), col_weight.exp()) if bounded else (row_weight, col_weight)
-    for u, w, block, s in _similarities(rows, cols, inv_tau):
-        coefficient = _coefficients(s, row_factor[u, block, w, None], col_factor[w, :, u], bounded)
-        if symmetric and u == w:
-            coefficient.diagonal(start + block.start).zero_()
-        grad[u, block].addmm_(coefficient, cols[w])
+    for t, s in _tiles(rows, cols, inv_tau, symmetric):
+        coefficient = _coefficients(s, row_factor[t.u, t.row, t.w, None], col_factor[t.w, t.col, t.u], bounded)
+        if symmetric and t.u == t.w:
+            _own_diagonal(coefficient, t, start).zero_()
+        grad[t.u, t.row].addmm_(coefficient, cols[t.w, t.col])
+        if t.mirrored:
+            grad[t.w, t.col].addmm_(coefficient.T, rows[t.u, t.row])
     for u in range(len(rows)):
         for w in range(len(cols)):
             if not (symmetric and u == w):
@@ -107,17 +114,42 @@ def backward(rows: Tensor, cols: Tensor, row_weight: Tensor, col_weight: Tensor,
     return grad.addcmul_(along.unsqueeze(2), rows, value=-1).mul_(row_scale.unsqueeze(2)), along
 
 
-def _similarities(rows: Tensor, cols: Tensor, inv_tau: Tensor) -> Iterator[tuple[int, int, slice, Tensor]]:
-    """(view of the rows, view of the columns, block of rows, their similarities (r, C) in a reused buffer)."""
-    R, C = rows.shape[1], cols.shape[1]
-    step = min(R, max(1, TILE // C))
-    buffer = rows.new_empty(step, C)
-    for u in range(len(rows)):
-        for first in range(0, R, step):
-            block = slice(first, min(first + step, R))
-            scaled = rows[u, block] * inv_tau
-            for w in range(len(cols)):
-                yield u, w, block, torch.mm(scaled, cols[w].T, out=buffer[:len(scaled)])
+class _Tile(NamedTuple):
+    """Rows `row` of view u against columns `col` of view w; `mirrored`: it stands for its transpose too."""
+
+    u: int
+    row: slice
+    w: int
+    col: slice
+    mirrored: bool
+
+
+def _tiles(rows: Tensor, cols: Tensor, inv_tau: Tensor, symmetric: bool) -> Iterator[tuple[_Tile, Tensor]]:
+    """Every tile with its similarities, in a reused buffer.
+
+    Where the rows are all the columns, the similarities are a symmetric matrix and only one triangle of it is made.
+    """
+    whole = symmetric and rows.shape[1] == cols.shape[1]
+    buffer = rows.new_empty(SIDE * SIDE)
+    for a, (u, row) in enumerate(_blocks(rows)):
+        scaled = rows[u, row] * inv_tau
+        for b, (w, col) in enumerate(_blocks(cols)):
+            if not whole or a <= b:
+                s = buffer[:len(scaled) * (col.stop - col.start)].view(len(scaled), -1)
+                yield _Tile(u, row, w, col, whole and a < b), torch.mm(scaled, cols[w, col].T, out=s)
+
+
+def _blocks(x: Tensor) -> Iterator[tuple[int, slice]]:
+    """Each view in blocks of SIDE rows."""
+    for view in range(len(x)):
+        for first in range(0, x.shape[1], SIDE):
+            yield view, slice(first, min(first + SIDE, x.shape[1]))
+
+
+def _own_diagonal(s: Tensor, t: _Tile, start: int) -> Tensor:
+    """The entries of a tile (of one view) where a row meets itself; empty where the tile has none."""
+    offset = start + t.row.start - t.col.start
+    return s.diagonal(offset) if -s.shape[0] < offset < s.shape[1] else s[:0, 0]
 
 
 def _coefficients(s: Tensor, row: Tensor, col: Tensor, bounded: bool) -> Tensor:
