@@ -48,7 +48,7 @@ def _product(p_a: tl.tensor, stride_a: tl.tensor, o_a: tl.tensor, p_b: tl.tensor
     """a b^T (BLOCK_A, BLOCK_B), summed over D channels."""
     o_d = tl.arange(0, BLOCK_D)
     out = _dot(_tile(p_a, stride_a, o_a, o_d, rows, D), tl.trans(_tile(p_b, stride_b, o_b, o_d, rows, D)), PRECISION)
-    for d in tl.static_range(BLOCK_D, D, BLOCK_D):
+    for d in range(BLOCK_D, D, BLOCK_D):
         a = _tile(p_a, stride_a, o_a, d + o_d, rows, D)
         b = _tile(p_b, stride_b, o_b, d + o_d, rows, D)
         out += _dot(a, tl.trans(b), PRECISION)
@@ -249,7 +249,7 @@ def backward_q_blocks(q: Tensor, v: Tensor) -> Blocks:
 
 
 def backward_kv_blocks(q: Tensor, v: Tensor) -> Blocks:
-    return _blocks(q, v, 256, 8)
+    return _blocks(q, v, 128, 8)
 
 
 def backward_kv_launches(q: Tensor, v: Tensor) -> list[tuple[bool, bool]]:
@@ -261,7 +261,7 @@ def backward_kv_launches(q: Tensor, v: Tensor) -> list[tuple[bool, bool]]:
 def _blocks(q: Tensor, v: Tensor, widest_dv: int, warps: int) -> Blocks:
     """Tiles up to `widest_dv` channels wide. fp32 products run on plain cores, out of registers: far smaller tiles."""
     if q.element_size() == 4:
-        return Blocks(_fit(q.shape[1], 32), _fit(q.shape[2], 32), _fit(v.shape[2], 64), 4, 1)
+        return Blocks(_fit(q.shape[1], 32), 16, _fit(v.shape[2], 32), 8, 1)
     return Blocks(_fit(q.shape[1], LARGEST_BLOCK), _fit(q.shape[2], 64), _fit(v.shape[2], widest_dv), warps, 2)
 
 
