@@ -4,14 +4,13 @@ Settings travel as a nested dict until `resolve` turns them into frozen dataclas
 writes can be given back with `--config`.
 """
 
-import types
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any
 
 import yaml
 
-from dsengine import plugin
+from dsengine import plugin, typed
 from dsengine.engine.settings import DataConfig, DeviceConfig, TrainConfig
 from dsengine.errors import UsageError, nearest
 
@@ -81,12 +80,13 @@ def resolve(settings: dict) -> RunConfig:
     legal = [*_SECTIONS, *_PLUGINS, *_PATHS]
     for key in settings:
         if key not in legal:
-            raise UsageError(f"{key} is not a setting; {_nearest_anywhere(key, legal)}")
+            hint = f"did you mean {_owners()[key]}?" if key in _owners() else nearest(str(key), legal)
+            raise UsageError(f"{key} is not a setting; {hint}")
     sections = {name: _section(name, cls, settings.get(name)) for name, cls in _SECTIONS.items()}
     plugins: dict[str, Any] = {}
     for kind, default in (("method", "csf"), ("encoder", "resnet18")):
         plugins[kind], plugins[f"{kind}_config"] = _plugin(kind, default, settings.get(kind))
-    paths = {key: None if settings.get(key) is None else str(settings[key]) for key in _PATHS}
+    paths = {key: _path(key, settings.get(key)) for key in _PATHS}
     return RunConfig(**paths, **plugins, **sections)
 
 
@@ -121,68 +121,27 @@ def _section(name: str, cls: type, settings: Any) -> Any:
         return cls()
     if not isinstance(settings, dict):
         raise UsageError(f"{name} must hold settings ({', '.join(f.name for f in fields(cls))}), got {settings!r}")
-    return cls(**_typed(name, cls, settings))
+    return typed.fill(cls, settings, prefix=name, elsewhere=_owners())
 
 
 def _plugin(kind: str, default: str, settings: Any) -> tuple[str, Any]:
     if isinstance(settings, str):
         settings = {"name": settings}
+    if not isinstance(settings, dict | None):
+        raise UsageError(f"{kind} must be a name, or hold `name` and settings, got {settings!r}")
     settings = dict(settings or {})
     name = settings.pop("name", default)
-    cls = plugin.find(_PLUGINS[kind], name).Config
-    return name, cls(**_typed(kind, cls, settings))
+    return name, plugin.configure(_PLUGINS[kind], name, settings)
 
 
-def _typed(prefix: str, cls: type, settings: dict) -> dict:
-    hints = get_type_hints(cls)
-    legal = [f.name for f in fields(cls)]
-    for key in settings:
-        if key not in legal:
-            raise UsageError(f"{prefix}.{key} is not a setting; {_nearest_anywhere(f'{prefix}.{key}', legal, prefix)}")
-    return {key: coerce(value, hints[key], f"{prefix}.{key}") for key, value in settings.items()}
+def _path(key: str, value: Any) -> str | None:
+    if value is None or value == "null":
+        return None
+    if not isinstance(value, (str, Path)):
+        raise UsageError(f"{key} must be a path, got {value!r}")
+    return str(value)
 
 
-def _nearest_anywhere(key: str, legal: list[str], prefix: str = "") -> str:
-    """Near names among the siblings, and the section that owns a key of that name."""
-    last = key.rpartition(".")[2]
-    owners = [f"{name}.{last}" for name, cls in _SECTIONS.items() if last in {f.name for f in fields(cls)}]
-    return f"did you mean {', '.join(owners)}?" if owners else nearest(last, legal or ["nothing"])
-
-
-def coerce(value: Any, hint: Any, key: str) -> Any:
-    """`value` (text from the command line, or a YAML scalar or list) as the annotated type; UsageError names `key`."""
-    if isinstance(value, str) and hint is not str:
-        value = _from_text(value)
-    origin, args = get_origin(hint), get_args(hint)
-    if origin in (Union, types.UnionType):
-        if value is None and type(None) in args:
-            return None
-        return coerce(value, next(a for a in args if a is not type(None)), key)
-    if origin is Literal:
-        if value not in args:
-            raise UsageError(f"{key}={value!r} is not legal; {nearest(str(value), map(str, args))}")
-        return value
-    if origin is tuple:
-        if not isinstance(value, (list, tuple)) or len(value) != len(args):
-            raise UsageError(f"{key} must be {len(args)} values like [{', '.join(a.__name__ for a in args)}], got {value!r}")
-        return tuple(coerce(v, a, key) for v, a in zip(value, args))
-    return _scalar(value, hint, key)
-
-
-def _from_text(value: str) -> Any:
-    try:
-        parsed = yaml.safe_load(value)
-        # YAML takes 1e-3 for text; what Python reads as a number is one.
-        return float(parsed) if isinstance(parsed, str) and parsed[:1] in "+-.0123456789" else parsed
-    except (ValueError, yaml.YAMLError):
-        return value
-
-
-def _scalar(value: Any, hint: type, key: str) -> Any:
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if hint is int and isinstance(value, float) and value.is_integer():
-        return int(value)
-    if not isinstance(value, hint) or (hint is not bool and isinstance(value, bool)):
-        raise UsageError(f"{key} must be {hint.__name__}, got {value!r}")
-    return value
+def _owners() -> dict[str, str]:
+    """Each setting's full name."""
+    return {field.name: f"{name}.{field.name}" for name, cls in _SECTIONS.items() for field in fields(cls)}

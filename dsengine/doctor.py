@@ -74,9 +74,10 @@ def _gpu() -> Finding:
 def _bf16() -> Finding:
     import torch
 
-    if torch.cuda.is_available() or torch.cpu._is_amx_tile_supported():
+    hardware = torch.cuda.is_bf16_supported(including_emulation=False) if torch.cuda.is_available() else torch.cpu._is_amx_tile_supported()
+    if hardware:
         return Finding("bf16", "ok", "computed by the hardware; train.precision=auto is bf16")
-    return Finding("bf16", "missing", "this CPU has no AMX", "train.precision=auto is fp32 here")
+    return Finding("bf16", "missing", "this device does not compute in bf16", "train.precision=auto is fp32 here")
 
 
 def _triton() -> Finding:

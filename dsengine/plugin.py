@@ -1,10 +1,11 @@
 """Finding an encoder or a method: the file name is the registration, and a dotted path reaches code outside."""
 
 import pkgutil
-from dataclasses import fields
 from importlib import import_module
 from types import ModuleType
+from typing import Any
 
+from dsengine import typed
 from dsengine.errors import UsageError, nearest
 
 
@@ -16,7 +17,9 @@ def names(package: str) -> list[str]:
 
 def find(package: str, name: str) -> ModuleType:
     """The plug-in module `package`.`name`, or the module at a dotted path; UsageError lists the legal names."""
-    kind = package.rpartition(".")[2].rstrip("s")
+    kind = kind_of(package)
+    if not isinstance(name, str) or not all(part.isidentifier() for part in name.split(".")):
+        raise UsageError(f"{kind} {name!r} is not a name; legal: {', '.join(names(package))}, or a dotted path to a module")
     if "." not in name and name not in names(package):
         raise UsageError(f"{kind} {name!r} is unknown; {nearest(name, names(package))}")
     try:
@@ -28,13 +31,11 @@ def find(package: str, name: str) -> ModuleType:
     return module
 
 
-def configure(package: str, name: str, settings: dict) -> object:
-    """The plug-in's frozen Config from keyword settings; UsageError names an unknown key's neighbours."""
-    config = find(package, name).Config
-    legal = [f.name for f in fields(config)]
-    for key in settings:
-        if key not in legal:
-            kind = package.rpartition(".")[2].rstrip("s")
-            hint = nearest(key, legal) if legal else "it has no settings"
-            raise UsageError(f"{kind}.{key} is not a setting of {name!r}; {hint}")
-    return config(**settings)
+def configure(package: str, name: str, settings: dict) -> Any:
+    """The plug-in's frozen Config from settings; UsageError names an unknown key's neighbours or a bad value's type."""
+    return typed.fill(find(package, name).Config, settings, prefix=kind_of(package))
+
+
+def kind_of(package: str) -> str:
+    """ "method" for dsengine.methods, "encoder" for dsengine.encoders."""
+    return package.rpartition(".")[2].rstrip("s")

@@ -133,5 +133,5 @@ def test_wrong_encoders_are_refused() -> None:
         dsengine.build_method("csf", encoders={"s1": Tiny(2), "s2": Tiny(12)})
     with pytest.raises(UsageError, match="method 'cfs' is unknown; did you mean csf"):
         dsengine.build_method("cfs", encoder=Tiny())
-    with pytest.raises(UsageError, match="method.marign is not a setting of 'csf'; did you mean margin"):
+    with pytest.raises(UsageError, match="method.marign is not a setting; did you mean margin"):
         dsengine.build_method("csf", encoder=Tiny(), marign=1)

@@ -35,8 +35,9 @@ class LoadPlan:
     pad_channels: bool
 
 
-def make_plan(corpus: Corpus, views: Sequence[View], *, split: str, limit: int | None, global_batch: int, seed: int,
-              rank: int, world: int, device: str | torch.device, dtype: torch.dtype, pad_channels: bool) -> LoadPlan:
+def make_plan(corpus: Corpus, views: Sequence[View], *, global_batch: int, split: str = "train", limit: int | None = None,
+              seed: int = 0, rank: int = 0, world: int = 1, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+              pad_channels: bool = False) -> LoadPlan:
     """The checked plan; `limit` keeps that many rows, evenly spread over the split. Raises UsageError."""
     contract = corpus.contract()
     views = sized(tuple(views), default_crop(corpus.patch_size))

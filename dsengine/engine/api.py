@@ -22,7 +22,8 @@ def train(*, resume: bool = False, **config) -> Run:
     """Pretrain an encoder; returns the finished run.
 
     config: the settings of the YAML file, as nested dicts or plain values, for example
-    `train(corpus="path", out="runs/a", method={"name": "csf", "margin": 0.5}, encoder="resnet18", train={"epochs": 5})`.
+    `train(corpus="path", out="runs/a", encoder="resnet18", train={"epochs": 5})`,
+    or `method={"name": NAME, SETTING: VALUE}`.
     resume: go on with the run in `out`. Raises UsageError or RunError, as the command line does.
     """
     folder = run(configure(config, resume=resume), resume=resume)

@@ -1,7 +1,10 @@
-"""The settings of a run's loop and loader; no imports, so that `--help` stays fast. Method and encoder bring their own."""
+"""The settings of a run's loop and loader; nothing heavy is imported, so that `--help` stays fast. Method and encoder bring their own."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
+
+from dsengine.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +26,19 @@ class TrainConfig:
     keep_checkpoints: int = 2  # at least 2: the newest may be the one that a crash cut off
     heldout_samples: int = 512  # most samples of the val split that heldout_loss looks at
 
+    def __post_init__(self) -> None:
+        for name in ("epochs", "max_steps", "bn_group", "log_steps", "checkpoint_steps"):
+            _at_least(self, name, 1)
+        for name in ("weight_decay", "warmup_steps"):
+            _at_least(self, name, 0)
+        _at_least(self, "batch_size", 2, why="a sample needs others to differ from")
+        _at_least(self, "keep_checkpoints", 2, why="a crash may cut off the newest")
+        _at_least(self, "heldout_samples", 2, why="a sample needs others to differ from")
+        if not (self.lr > 0 and math.isfinite(self.lr)):
+            raise UsageError(f"lr={self.lr}: must be a number above 0")
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed={self.seed}: must be in [0, 2**32)")
+
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig:
@@ -32,6 +48,10 @@ class DataConfig:
     threads: int | None = None  # reading and decoding threads; None: as many as this process may use, at most 8
     prefetch: int = 2  # batches read ahead
 
+    def __post_init__(self) -> None:
+        for name in ("size", "threads", "prefetch"):
+            _at_least(self, name, 1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class DeviceConfig:
@@ -39,3 +59,13 @@ class DeviceConfig:
 
     gpus: int | None = None  # None: all that are visible; 0: CPU
     procs: int = 1  # ranks on CPU
+
+    def __post_init__(self) -> None:
+        _at_least(self, "gpus", 0)
+        _at_least(self, "procs", 1)
+
+
+def _at_least(settings: object, name: str, least: int, *, why: str = "") -> None:
+    value = getattr(settings, name)
+    if value is not None and not value >= least:
+        raise UsageError(f"{name}={value}: must be at least {least}" + (f", {why}" if why else ""))

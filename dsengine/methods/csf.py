@@ -45,6 +45,11 @@ class Config:
     warmup: int = 5  # epochs at the first value
     ramp: int = 10  # epochs from the first to the second
 
+    def __post_init__(self) -> None:
+        if not self.margin > 0:
+            raise UsageError(f"margin={self.margin}: must be above 0")
+        _views(self)  # checks the rest
+
 
 class CSF(Method):
     """One encoder for all bands, two views."""
