@@ -49,6 +49,16 @@ def test_only_the_newest_are_kept(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000003", "step-00000010"]
 
 
+def test_a_save_after_passing_over_damaged_ones_keeps_the_good_and_drops_the_damaged(tmp_path: Path) -> None:
+    for step in (60, 70, 80):
+        _save(tmp_path, step, keep=3)
+    for step in (70, 80):
+        (tmp_path / "checkpoints" / f"step-{step:08d}" / "state.pt").write_bytes(b"damage")
+    _save(tmp_path, 65)
+    assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["step-00000060", "step-00000065"]
+    assert checkpoint.latest(tmp_path)[0].step == 65
+
+
 @pytest.mark.parametrize("name", ["model.safetensors", "state.pt", "manifest.json"])
 @pytest.mark.parametrize("damage", ["flip", "truncate", "remove"])
 def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path: Path, name: str, damage: str) -> None:

@@ -79,3 +79,21 @@ def test_only_floating_running_buffers_are_listed_and_bad_groups_are_refused() -
     assert [b.numel() for b in running_statistics(module)] == [3, 3, 4, 4]
     with pytest.raises(ValueError, match="batch 6 must hold whole groups of 4"):
         set_groups(module, group=4, batch=6)
+
+
+def test_a_step_that_is_not_finite_leaves_the_running_statistics_as_they_were() -> None:
+    ours, _ = _pair()
+    set_groups(ours, group=2, batch=4)
+    ours(torch.randn(4, 3, 4, 4, dtype=torch.float64))
+    before = [b.clone() for b in running_statistics(ours)]
+    poisoned = torch.randn(4, 3, 4, 4, dtype=torch.float64)
+    poisoned[1, :, 0, 0] = float("nan")
+    ours(poisoned)
+    assert all(torch.equal(a, b) for a, b in zip(before, running_statistics(ours)))
+
+
+def test_a_group_of_one_value_is_refused() -> None:
+    ours, _ = _pair()
+    set_groups(ours, group=1, batch=2)
+    with pytest.raises(ValueError, match="has no variance"):
+        ours(torch.randn(2, 3, 1, 1, dtype=torch.float64))

@@ -68,6 +68,18 @@ def test_a_non_finite_step_leaves_weights_and_optimiser_as_they_were_and_is_reme
     assert not torch.equal(method.layer.weight, weight)
 
 
+def test_an_infinite_loss_with_finite_gradients_is_withheld_too() -> None:
+    class Hidden(Linear):
+        def forward(self, batch: Batch) -> dict[str, torch.Tensor]:
+            return {"loss": super().forward(batch)["loss"] + float("inf")}
+
+    method = Hidden()
+    step = Step(method, make_optimizer(method, TrainConfig(lr=0.1)), precision="fp32", world=SOLO)
+    weight = method.layer.weight.detach().clone()
+    step(_batch(step=4), lr=0.1)
+    assert torch.equal(method.layer.weight, weight) and step.first_withheld.item() == 4
+
+
 def test_learning_rate_is_a_pure_function_of_the_step() -> None:
     constant = TrainConfig(lr=1.0)
     assert {learning_rate(constant, step=s, total=10) for s in range(10)} == {1.0}

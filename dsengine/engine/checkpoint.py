@@ -33,7 +33,10 @@ class Checkpoint(NamedTuple):
 
 def save(run: Path, *, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, loader: dict[str, int],
          config: dict, contract: Contract, keep: int) -> Path:
-    """Write the checkpoint of `step` and remove all but the newest `keep`; RunError when the disk refuses."""
+    """Write the checkpoint of `step`, then remove all but the newest `keep`; RunError when the disk refuses.
+
+    Later ones go too: if there are any, this run was resumed from before them, because they are damaged.
+    """
     final = run / "checkpoints" / f"step-{step:08d}"
     stage = final.with_name(f".{final.name}.part")
     try:
@@ -52,9 +55,10 @@ def save(run: Path, *, step: int, method: nn.Module, optimizer: torch.optim.Opti
         os.replace(stage, final)
         _sync(final.parent)
     except OSError as error:
-        raise RunError(f"checkpoint {final}: cannot be written ({error.strerror or error}); the run's last one is whole") from error
-    for old in _folders(run)[keep:]:
-        shutil.rmtree(old, ignore_errors=True)
+        raise RunError(f"checkpoint {final}: cannot be written ({error.strerror or error}); older ones are untouched") from error
+    later = [folder for folder in _folders(run) if folder.name > final.name]
+    for folder in later + [folder for folder in _folders(run) if folder not in later][keep:]:
+        shutil.rmtree(folder, ignore_errors=True)
     return final
 
 

@@ -39,11 +39,12 @@ class Step:
 
     def __call__(self, batch: Batch, *, lr: float) -> dict[str, Tensor]:
         scores = forward(self.module, batch, self.precision)
-        scores["loss"].backward()
+        # NaN where the loss is not finite, else 1: through the gradients' mean over ranks every rank learns of it.
+        scores["loss"].backward(scores["loss"].detach() * 0 + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # The fused optimiser skips its update where this is 1: weights stay good without asking the device.
-        bad = _not_finite(scores["loss"].detach(), self.parameters)
+        bad = _not_finite(self.parameters)
         self.optimizer.found_inf = bad
         self.optimizer.step()
         self.first_withheld.copy_(torch.where((self.first_withheld < 0) & (bad > 0), batch.step, self.first_withheld))
@@ -66,8 +67,7 @@ def _wrap(method: nn.Module, world: World) -> nn.Module:
                                    **_LEAVE_BUFFERS)
 
 
-def _not_finite(loss: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """1.0 when the loss or any gradient is not finite, else 0.0, as a tensor on the device."""
+def _not_finite(parameters: list[nn.Parameter]) -> Tensor:
+    """1.0 when any gradient is not finite, else 0.0, as a tensor on the device."""
     norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
-    finite = torch.isfinite(torch.stack([loss.to(norms[0].dtype), *norms]).sum())
-    return (~finite).float()
+    return (~torch.isfinite(torch.stack(norms).sum())).float()

@@ -2,6 +2,7 @@
 
 import time
 import zlib
+from collections.abc import Iterable
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -37,7 +38,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     corpus = open_corpus(config.corpus)
     contract = corpus.contract()
     setting = config.train
-    method = place(_fresh_method(config, len(corpus.bands)), setting.precision, device)
+    method = place(fresh_method(config, len(corpus.bands)), setting.precision, device)
     set_groups(method, setting.bn_group, setting.batch_size // world.size)
     optimizer = optim.make_optimizer(method, setting)
     views = sized(method.views, config.data.size)
@@ -62,7 +63,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         total = plan.total_steps(setting, loader.steps_per_epoch)
         log = stack.enter_context(RunLog(run, total=total, start=start) if world.rank == 0 else SilentLog())
         if heldout is None:
-            log.say("no held-out loss: the corpus's val split has fewer than 2 patches")
+            log.say("no held-out loss: that takes 2 patches in the corpus's val split")
         for sentence in passed_over:
             log.say(f"passed over a damaged checkpoint: {sentence}")
         if start:
@@ -95,9 +96,10 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
                     mean_over_ranks_(running_statistics(method), world)
                     if heldout is not None:
                         record["heldout_loss"] = _heldout_loss(method, heldout, setting.precision)
-                    log.say(_epoch_line(record, setting.epochs))
+                    log.say(_epoch_line(record, scores.keys(), setting.epochs))
                 log.write(record)
             if done % setting.checkpoint_steps == 0 or done == total:
+                _stop_if_withheld(step_once, world, rows, setting)  # a bad state must not push a good one out
                 mean_over_ranks_(running_statistics(method), world)
                 if world.rank == 0:
                     log.sync()
@@ -107,7 +109,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         figures.draw_losses(run)
 
 
-def _fresh_method(config: RunConfig, num_bands: int) -> Method:
+def fresh_method(config: RunConfig, num_bands: int) -> Method:
     """The method and its encoder, initialised from the seed alone, whatever ran in this process before."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
@@ -153,7 +155,7 @@ def _stop_if_withheld(step_once: Step, world: World, rows: np.ndarray, setting: 
                        f"the weights are good; sample ids: {', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}")
 
 
-def _epoch_line(record: dict, epochs: int) -> str:
-    heldout = f"  held-out {record['heldout_loss']:.4f}" if "heldout_loss" in record else ""
-    return (f"epoch {record['epoch'] + 1:>3}/{epochs}  step {record['step']}  loss {record['loss']:.4f}{heldout}  "
+def _epoch_line(record: dict, scores: Iterable[str], epochs: int) -> str:
+    shown = [f"{name} {record[name]:.4f}" for name in (*scores, "heldout_loss") if name in record]
+    return (f"epoch {record['epoch'] + 1:>3}/{epochs}  step {record['step']}  {'  '.join(shown)}  "
             f"{record['samples_per_s']:.1f} samples/s  data wait {record['data_wait']:.1%}")

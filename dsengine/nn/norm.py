@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from dsengine.errors import UsageError
+
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
     """BatchNorm2d over groups of `group` samples of one view, in batch order; plain BatchNorm2d until `group` is set.
@@ -18,6 +20,8 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.group is None:
             return super().forward(x)
+        if self.group * x.shape[2] * x.shape[3] == 1:
+            raise UsageError("BatchNorm: one sample of one cell has no variance; take a larger train.bn_group or data.size")
         parts = [torch.native_batch_norm(g, self.weight, self.bias, None, None, True, 0.0, self.eps)
                  for g in x.split(self.group)]
         out, mean, invstd = zip(*parts)
@@ -26,21 +30,22 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _update_running(self, mean: tuple[Tensor, ...], invstd: tuple[Tensor, ...], x: Tensor) -> None:
-        per_view = self.batch // self.group
         count = self.group * x.shape[2] * x.shape[3]
-        mean_G = torch.stack(mean).unflatten(0, (-1, per_view)).mean(1)
         # Unbiased, as torch does for running_var.
-        var = (torch.stack(invstd).pow(-2) - self.eps) * (count / max(count - 1, 1))
-        for view_mean, view_var in zip(mean_G, var.unflatten(0, (-1, per_view)).mean(1)):
-            self.running_mean.lerp_(view_mean.to(self.running_mean.dtype), self.momentum)
-            self.running_var.lerp_(view_var.to(self.running_var.dtype), self.momentum)
-        self.num_batches_tracked += mean_G.shape[0]
+        var = (torch.stack(invstd).pow(-2) - self.eps) * (count / (count - 1))
+        groups = torch.stack([torch.stack(mean), var]).unflatten(1, (-1, self.batch // self.group))
+        views = groups.mean(2)  # (mean and var, V, C)
+        for view in views.unbind(1):
+            for running, new in zip((self.running_mean, self.running_var), view):
+                # A step that is not finite is withheld from the weights, and must not get in here either.
+                running.copy_(torch.where(torch.isfinite(new), running.lerp(new.to(running.dtype), self.momentum), running))
+        self.num_batches_tracked += views.shape[1]
 
 
 def set_groups(module: nn.Module, group: int, batch: int) -> None:
     """Give every GroupedBatchNorm2d in `module` its group size and this rank's batch, in samples of one view."""
     if batch % group:
-        raise ValueError(f"set_groups: batch {batch} must hold whole groups of {group}")
+        raise UsageError(f"set_groups: batch {batch} must hold whole groups of {group}")
     for layer in module.modules():
         if isinstance(layer, GroupedBatchNorm2d):
             layer.group, layer.batch = group, batch
