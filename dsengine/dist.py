@@ -23,7 +23,7 @@ SOLO = World()
 
 def under_launcher() -> bool:
     """Whether torchrun, SLURM's srun through it, or our own launcher started this process."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def join(device: torch.device) -> World:

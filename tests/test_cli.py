@@ -1,13 +1,18 @@
 """The command line: its flags are frozen, bad input gets one line and the right exit code, nothing on disk is lost."""
 
+import fcntl
 import json
 import shutil
+import struct
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file
 
 from dsengine import cli
+from dsengine.corpus import open_corpus
 from dsengine.engine.log import read_metrics
 
 TRAIN_FLAGS = {"--help", "--method", "--encoder", "--corpus", "--out", "--resume", "--gpus", "--procs", "--epochs", "--batch-size",
@@ -68,8 +73,6 @@ def test_a_wrong_request_is_refused_in_one_line_that_names_it(capsys: pytest.Cap
 
 
 def test_more_gpus_than_there_are_says_how_many_there_are(capsys: pytest.CaptureFixture, small_corpus: Path, tmp_path: Path) -> None:
-    import torch
-
     found = torch.cuda.device_count()
     err = _refused(capsys, "train", "--corpus", small_corpus, "--out", tmp_path / "r", "--gpus", found + 1)
     assert f"shows {found} GPU" in err and not (tmp_path / "r").exists()
@@ -83,6 +86,19 @@ def test_more_gpus_than_there_are_says_how_many_there_are(capsys: pytest.Capture
     ("data.size=33", ["data.size=33", "32 px"]),
     ("train.lr=0", ["train.lr=0"]),
     ("train.epochs=0", ["train.epochs=0", "at least 1"]),
+    ("train.batch_size=0", ["train.batch_size=0", "at least 2"]),
+    ("train.bn_group=0", ["train.bn_group=0"]),
+    ("train.checkpoint_steps=0", ["train.checkpoint_steps=0"]),
+    ("train.seed=-1", ["train.seed=-1"]),
+    ("train.weight_decay=-1", ["train.weight_decay=-1"]),
+    ("train.warmup_steps=-3", ["train.warmup_steps=-3"]),
+    ("train.lr=.inf", ["train.lr", ".inf"]),
+    ("data.prefetch=0", ["data.prefetch=0"]),
+    ("data.size=0", ["data.size=0"]),
+    ("method.margin=-1", ["method.margin=-1"]),
+    ("method.jitter_strength=[0, 3]", ["method.jitter_strength", "[0, 1.0]"]),
+    ("method.warmup=-1", ["warmup", "-1"]),
+    ("method.name=..x", ["method '..x'"]),
 ])
 def test_numbers_that_do_not_fit_the_corpus_are_refused_before_a_folder_is_made(
         capsys: pytest.CaptureFixture, small_corpus: Path, tmp_path: Path, setting: str, words: list[str]) -> None:
@@ -152,8 +168,6 @@ def test_a_run_leaves_what_it_promises_and_says_where(finished: Path, capsys: py
 
 
 def test_the_finished_run_gives_its_encoder_back_with_its_contract(finished: Path, small_corpus: Path) -> None:
-    import torch
-
     import dsengine
 
     encoder, contract = dsengine.load_encoder(finished)
@@ -190,14 +204,35 @@ def test_resuming_with_another_setting_is_refused_by_name_and_more_epochs_are_no
 def test_a_damaged_chunk_ends_the_run_with_code_1_and_its_name(capsys: pytest.CaptureFixture, small_corpus: Path, tmp_path: Path, damage: str) -> None:
     corpus = tmp_path / "corpus"
     shutil.copytree(small_corpus, corpus)
-    for shard in (p for p in (corpus / "s2" / "c").rglob("*") if p.is_file()):
-        content = bytearray(shard.read_bytes())
-        for k in range(100, len(content) // 2, 97):
-            content[k] ^= 0x10
-        shard.write_bytes(content if damage == "flip" else content[: len(content) // 3])
-    code, _, err = _run(capsys, *_short(corpus, tmp_path / "r"))
+    row = int(open_corpus(corpus).rows("train")[0])
+    shard = corpus / "s2" / "c" / str(row // 64) / "0" / "0" / "0"
+    content = bytearray(shard.read_bytes())
+    if damage == "flip":
+        offset, length = struct.unpack_from("<QQ", content, len(content) - 4 - 16 * 64 + 16 * (row % 64))
+        content[offset + length // 2] ^= 0x10  # one bit of one chunk
+    shard.write_bytes(content if damage == "flip" else content[: len(content) // 3])
+    code, _, err = _run(capsys, "train", "--corpus", corpus, "--out", tmp_path / "r", "--gpus", 0, "--batch-size", 8, "--epochs", 1)
     last = err.strip().splitlines()[-1]
-    assert code == 1 and "s2" in last and str(corpus) in last and "Traceback" not in err, err
+    assert code == 1 and str(shard) in last and "Traceback" not in err, err
+    assert f"patch {row}" in last or damage == "truncate", last
+
+
+def test_a_folder_that_another_process_writes_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    with open(run / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert "another process is writing" in _refused(capsys, "train", "--resume", "--out", run, "--set", "train.max_steps=3")
+    assert _run(capsys, "train", "--resume", "--out", run, "--set", "train.max_steps=3")[0] == 0
+
+
+def test_a_run_that_diverges_stops_by_name_and_keeps_no_bad_checkpoint(capsys: pytest.CaptureFixture, small_corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "r"
+    code, _, err = _run(capsys, "train", "--corpus", small_corpus, "--out", out, "--gpus", 0, "--batch-size", 8, "--set", "train.lr=1e25",
+                        "--set", "train.checkpoint_steps=1", "--set", "train.log_steps=1000", "--set", "train.precision=fp32")
+    assert code == 1 and "not finite at step" in err and "sample ids" in err
+    weights = [load_file(path) for path in out.glob("checkpoints/*/model.safetensors")]
+    assert weights and all(torch.isfinite(value.float()).all() for w in weights for value in w.values())
 
 
 def test_doctor_finds_nothing_broken_and_says_what_is_there(capsys: pytest.CaptureFixture) -> None:

@@ -4,16 +4,23 @@ One rank trains in this process. More ranks are started by torch's elastic launc
 `python -m dsengine.engine.launch`; the same module is what torchrun or srun start on many nodes.
 """
 
+import ctypes
+import fcntl
 import json
 import logging
 import os
+import signal
 import sys
 import time
+import traceback
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
@@ -22,10 +29,14 @@ from dsengine import dist
 from dsengine.config import RunConfig
 from dsengine.corpus import open_corpus
 from dsengine.corpus.default import default_corpus
+from dsengine.data.plan import make_plan
+from dsengine.data.sample import sized
 from dsengine.engine import checkpoint, plan
-from dsengine.engine.train import train
+from dsengine.engine.train import fresh_method, train
 from dsengine.errors import RunError, UsageError
 
+_LOCK = ".lock"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # What a resumed run may change; every other setting decides what the figures of the run mean.
 _FREE = {"out", "corpus", "train.epochs", "train.max_steps", "train.log_steps", "train.checkpoint_steps",
          "train.keep_checkpoints", "train.heldout_samples", "data.threads", "data.prefetch", "device.gpus", "device.procs"}
@@ -67,11 +78,14 @@ def run(config: RunConfig, *, resume: bool = False) -> Path:
         checkpoint.check_resumable(Path(config.out), contract, what=f"corpus {config.corpus}")
     config = replace(config, corpus=str(Path(config.corpus).resolve()))
     config = plan.complete(config, corpus, ranks=ranks, device=torch.device(kind))
+    make_plan(corpus, sized(fresh_method(config, len(corpus.bands)).views, config.data.size), global_batch=config.train.batch_size)
     folder = _run_folder(config, resume)
-    if ranks == 1 or dist.under_launcher():
-        rank_main(config, folder, kind=kind, resume=resume)
-    else:
-        _start_ranks(config, folder, kind=kind, ranks=ranks, resume=resume)
+    with _only_writer(folder):
+        _write_config(config, folder)
+        if ranks == 1 or dist.under_launcher():
+            rank_main(config, folder, kind=kind, resume=resume)
+        else:
+            _start_ranks(config, folder, kind=kind, ranks=ranks, resume=resume)
     return folder
 
 
@@ -80,8 +94,6 @@ def _ranks(config: RunConfig) -> tuple[str, int]:
     kind, gpus = plan.choose_device(config.device.gpus)
     if dist.under_launcher():
         return kind, int(os.environ["WORLD_SIZE"])
-    if config.device.procs < 1:
-        raise UsageError(f"device.procs={config.device.procs}: must be at least 1")
     return kind, gpus if kind == "cuda" else config.device.procs
 
 
@@ -93,41 +105,71 @@ def rank_main(config: RunConfig, folder: Path, *, kind: str, resume: bool) -> No
     world = dist.join(device)
     if kind == "cpu" and world.size > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.size))
-    try:
-        train(config, folder, world=world, device=device, resume=resume)
-    finally:
-        dist.leave(world)
+    train(config, folder, world=world, device=device, resume=resume)
+    dist.leave(world)  # only after success: leaving waits for peers, and a failing rank must not
 
 
 def _run_folder(config: RunConfig, resume: bool) -> Path:
-    """The run's folder, made if need be, with its complete config.yaml; UsageError when it cannot be used."""
+    """The run's folder, made if need be; UsageError when it cannot be used."""
     folder = Path(config.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"out={folder}: is a file; give a new or an empty folder")
-    if int(os.environ.get("RANK", 0)) != 0:
-        return folder  # under torchrun the others use what rank 0 makes
     try:
-        if not resume and folder.exists() and any(folder.iterdir()):
+        if _leads() and not resume and folder.exists() and any(path.name != _LOCK for path in folder.iterdir()):
             raise UsageError(f"out={folder}: is not empty; give another folder, or --resume to go on with the run in it")
         folder.mkdir(parents=True, exist_ok=True)
-        part = folder / ".config.yaml.part"
-        part.write_text(configuration.to_yaml(replace(config, out=str(folder))))
-        os.replace(part, folder / "config.yaml")
     except OSError as error:
         raise UsageError(f"out={folder}: cannot be written ({error.strerror}); give another folder") from error
     return folder
 
 
+def _leads() -> bool:
+    """Under torchrun only the first process writes; without it there is only one."""
+    return int(os.environ.get("RANK", 0)) == 0
+
+
+@contextmanager
+def _only_writer(folder: Path) -> Iterator[None]:
+    """Hold the run folder's lock, which the kernel gives back however this process ends."""
+    if not _leads():
+        yield
+        return
+    try:
+        file = open(folder / _LOCK, "w")
+    except OSError as error:
+        raise UsageError(f"out={folder}: cannot be written ({error.strerror}); give another folder") from error
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UsageError(f"out={folder}: another process is writing this run; wait for it or stop it") from error
+        yield
+
+
+def _write_config(config: RunConfig, folder: Path) -> None:
+    if _leads():
+        part = folder / ".config.yaml.part"
+        part.write_text(configuration.to_yaml(replace(config, out=str(folder))))
+        os.replace(part, folder / "config.yaml")
+
+
 def _start_ranks(config: RunConfig, folder: Path, *, kind: str, ranks: int, resume: bool) -> None:
-    task = json.dumps({"config": configuration.dump(config), "folder": str(folder.resolve()), "kind": kind, "resume": resume})
+    task = json.dumps({"config": configuration.dump(config), "folder": str(folder.resolve()), "kind": kind, "resume": resume,
+                       "parent": os.getpid()})
     launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
                           rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the error below says it in one line
+    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the errors below say it in one line
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}
     try:
         elastic_launch(launch, sys.executable)("-P", "-m", "dsengine.engine.launch", task)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         raise _as_own_error(rank, failure.message) from error
+    except SignalException as stop:
+        raise KeyboardInterrupt from stop
+    finally:
+        for number, handler in handlers.items():  # the launcher leaves its own behind
+            signal.signal(number, handler)
 
 
 def _as_own_error(rank: int, message: object) -> Exception:
@@ -142,16 +184,28 @@ def _main() -> None:
     """One rank. An expected error goes to the launcher in words, without a traceback of every rank."""
     handler = get_error_handler()
     handler.initialize()
+    task = json.loads(sys.argv[1])
+    _die_with(task["parent"])
     try:
-        task = json.loads(sys.argv[1])
         rank_main(configuration.resolve(task["config"]), Path(task["folder"]), kind=task["kind"], resume=task["resume"])
-    except (UsageError, RunError) as error:
-        handler.record_exception(error)
-        # Not sys.exit: peers wait in a collective for this rank, and destroying the group politely would wait for them.
-        os._exit(1)
     except BaseException as error:
         handler.record_exception(error)
-        raise
+        if not isinstance(error, (UsageError, RunError, KeyboardInterrupt)) and not _lost_a_peer(error):
+            traceback.print_exc()
+        # Not sys.exit: peers wait in a collective for this rank, and destroying the group politely would wait for them.
+        os._exit(1)
+
+
+def _die_with(parent: int) -> None:
+    """Have the kernel kill this rank when its launcher dies, even by SIGKILL: no rank may go on writing alone."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the line above
+        os._exit(1)
+
+
+def _lost_a_peer(error: BaseException) -> bool:
+    """Whether a collective failed because another rank ended; that rank has the story to tell."""
+    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 if __name__ == "__main__":
