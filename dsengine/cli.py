@@ -5,6 +5,7 @@ import os
 import sys
 from pathlib import Path
 
+import dsengine
 from dsengine.errors import RunError, UsageError, nearest
 
 
@@ -19,7 +20,8 @@ def main(argv: list[str] | None = None) -> int:
     except RunError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
-        return _fail("interrupted; `--resume` with the same --out goes on from the last checkpoint", 1)
+        hint = "`--resume` with the same --out goes on from the last checkpoint" if args.run is _train else "the same command goes on"
+        return _fail(f"interrupted; {hint}", 1)
     except BrokenPipeError:  # `dsengine ... | head`: nobody reads on, which is no failure
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
@@ -30,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
     from dsengine.corpus import commands
 
     parser = _Parser(prog="dsengine", description="Self-supervised pretraining on Sentinel-1/2 imagery.")
+    parser.add_argument("--version", action="version", version=f"dsengine {dsengine.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     commands.add_parser(subparsers)
     _add_train(subparsers)

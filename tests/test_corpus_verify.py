@@ -168,3 +168,26 @@ def test_info_prints_bands_splits_and_labels(path: Path, capsys: pytest.CaptureF
     out = capsys.readouterr().out
     for word in ("B8A", "VH", "reflectance", "train", "classmap", "70 of 16 x 16 pixels, 10 m"):
         assert word in out
+
+
+def test_statistics_of_a_damaged_array_name_it(path: Path) -> None:
+    flip(path / "s1/c/1/0/0/0", 5)
+    with pytest.raises(RunError, match="array s1, patches 64 to 127: cannot be read"):
+        command("stats", str(path))
+
+
+@pytest.mark.parametrize("file, content", [("s1/zarr.json", "{"), ("zarr.json", None)])
+def test_damaged_metadata_is_named(path: Path, file: str, content: str | None) -> None:
+    if content is None:
+        root = json.loads((path / file).read_text())
+        del root["attributes"]["dsengine"]["bands"]
+        content = json.dumps(root)
+    (path / file).write_text(content)
+    with pytest.raises(RunError, match="damaged metadata"):
+        open_corpus(path)
+
+
+@pytest.mark.parametrize("ids", [[0.7], [True], ["0"]])
+def test_ids_that_are_not_whole_numbers_are_refused(path: Path, ids: list) -> None:
+    with pytest.raises(UsageError, match="ids must be whole numbers"):
+        open_corpus(path).read(ids, "s2")

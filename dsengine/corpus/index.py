@@ -52,7 +52,10 @@ class Corpus:
     def read(self, ids: Sequence[int] | np.ndarray, sensor: str) -> np.ndarray:
         """(B, C, H, W) stored int16 of one sensor by plain zarr-python, bands in corpus order, coarser bands repeated."""
         bands = [band for band in self.bands if band.sensor == sensor]
-        rows = np.asarray(ids, np.int64)
+        rows = np.asarray(ids)
+        if rows.size and rows.dtype.kind not in "iu":
+            raise UsageError(f"ids must be whole numbers, got {ids!r}")
+        rows = rows.astype(np.int64)
         if not bands:
             raise UsageError(f"sensor {sensor!r} is not in {self.path}; legal: {', '.join(self.sensors)}")
         if rows.ndim != 1 or (rows.size and (rows.min() < 0 or rows.max() >= len(self))):
@@ -98,11 +101,17 @@ def open_corpus(path: str | os.PathLike[str]) -> Corpus:
         raise UsageError(f"{folder}: corpus version {described.get('version')} is not legal: this build reads version {VERSION}")
     if not described.get("complete"):
         raise UsageError(f"{folder} is an unfinished build; run the command that started it again, it continues")
-    return Corpus(folder, group)
+    try:
+        return Corpus(folder, group)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise RunError(f"{folder / 'zarr.json'}: damaged metadata ({type(error).__name__}: {error})") from error
 
 
 def _member(group: zarr.Group, name: str, path: Path) -> zarr.Array:
-    member = group.get(name)
+    try:
+        member = group.get(name)
+    except (ValueError, KeyError, TypeError) as error:  # JSONDecodeError is a ValueError
+        raise RunError(f"{path / name / 'zarr.json'}: damaged metadata ({error})") from error
     if not isinstance(member, zarr.Array):
         raise UsageError(f"{path}: array {name} is missing")
     return member

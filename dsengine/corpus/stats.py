@@ -70,7 +70,12 @@ def measure(corpus: "Corpus", *, progress: Callable[[int, int], None] | None = N
         attrs = dict(array.attrs)
         sums = BandSums(*([0] * array.shape[1] for _ in BandSums._fields))
         for start in range(0, len(corpus), SHARD_PATCHES):
-            sums = sums.add(band_sums(np.asarray(array[start:start + SHARD_PATCHES]), nodata=attrs["nodata"])[0])
+            try:
+                stored = np.asarray(array[start:start + SHARD_PATCHES])
+            except (ValueError, RuntimeError, OSError) as error:
+                raise RunError(f"{corpus.path}: array {name}, patches {start} to {start + SHARD_PATCHES - 1}: cannot be read ({error}); "
+                               f"`dsengine corpus verify {corpus.path}` names the patch") from error
+            sums = sums.add(band_sums(stored, nodata=attrs["nodata"])[0])
             if progress:
                 progress((number * len(corpus) + start) // len(corpus.arrays), len(corpus))
         measured[name] = {**statistics(sums, scale_factor=attrs["scale_factor"], add_offset=attrs["add_offset"]), "stats_made_by": MADE_BY}

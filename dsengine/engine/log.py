@@ -38,7 +38,7 @@ class RunLog:
     def __init__(self, run: Path, *, total: int, start: int) -> None:
         keep_until(run / METRICS, step=start)
         self._file = open(run / METRICS, "a", buffering=1)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1 if start else None)
+        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
         self.console = Console(stderr=True, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
                    TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
