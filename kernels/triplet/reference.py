@@ -15,10 +15,10 @@ Legend: M is the number of rows times cells; `rows` are this rank's among the gl
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 EPS = 1e-12
+_BLOCK_ELEMENTS = 1 << 17  # half a megabyte in fp32, and enough for torch to use several threads
 DISTANCES = ("euclidean", "l1", "squared")
 
 
@@ -40,18 +40,25 @@ def distance(x: Tensor, y: Tensor, kind: str) -> Tensor:
     return (square + EPS).sqrt().sum(1) if kind == "l1" else square.sum(1)
 
 
-def distance_and_slope(x: Tensor, y: Tensor, kind: str) -> tuple[Tensor, Tensor]:
-    """The distance (B, ...) and its gradient in x (B, D, ...)."""
-    diff = x - y
-    d = distance(x, y, kind)
+def distance_and_slope(x: Tensor, y: Tensor, kind: str, slope: Tensor, scratch: Tensor) -> Tensor:
+    """The distance (B, ...); its gradient in x goes to `slope`, `scratch` is overwritten, both (B, D, ...)."""
+    torch.sub(x, y, out=slope)
+    torch.addcmul(slope.new_tensor(EPS if kind == "l1" else 0.0), slope, slope, out=scratch)
+    if kind == "l1":
+        slope.div_(scratch.sqrt_())
+    d = scratch.sum(1)
     if kind == "euclidean":
-        return d, diff / d.unsqueeze(1)
-    return d, diff / (diff.square() + EPS).sqrt() if kind == "l1" else 2 * diff
+        d.add_(EPS).sqrt_()
+        slope.div_(d.unsqueeze(1))
+    elif kind == "squared":
+        slope.mul_(2)
+    return d
 
 
 def loss(hinge: Tensor, soft_margin: bool) -> Tensor:
     """l of each triplet."""
-    return F.softplus(hinge) if soft_margin else hinge.clamp(min=0)
+    # F.softplus is cut off at 20, where sigmoid, the gradient below, is not yet 1.
+    return torch.logaddexp(hinge, hinge.new_zeros(())) if soft_margin else hinge.clamp(min=0)
 
 
 def triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, kind: str, soft_margin: bool = False) -> Tensor:
@@ -67,17 +74,9 @@ def value(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, kin
 
 def given(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, kind: str, soft_margin: bool = False) -> Result:
     """Loss and closed-form gradients for negatives given row by row."""
-    d_ap, u_ap = distance_and_slope(anchor, positive, kind)
-    d_an, u_an = distance_and_slope(anchor, negative, kind)
-    hinge = d_ap - d_an + margin
-    active = _active(hinge)
-    weight = ((hinge.sigmoid() if soft_margin else active) / hinge.numel()).unsqueeze(1)
-    return Result(loss(hinge, soft_margin).mean(), active.mean(), weight * (u_ap - u_an), -weight * u_ap, weight * u_an)
-
-
-def _active(hinge: Tensor) -> Tensor:
-    # "not <= 0" and not "> 0": a NaN must stay active, or one rank's NaN would leave the others' gradients finite.
-    return (~(hinge <= 0)).to(hinge.dtype)
+    blocks = [_Block(i, i, count, True, True) for i, count in _split(anchor, 0, anchor.shape[0])]
+    grads = torch.empty_like(anchor), torch.empty_like(positive), torch.empty_like(negative)
+    return Result(*_walk(anchor, positive, negative, blocks, grads, margin, kind, soft_margin), *grads)
 
 
 def rolled(anchor: Tensor, positive: Tensor, rows: slice, margin: float, kind: str, shift: int,
@@ -88,9 +87,75 @@ def rolled(anchor: Tensor, positive: Tensor, rows: slice, margin: float, kind: s
     rank: that share is computed here from the gathered values, so no gradient travels. Gradients are scaled by the
     number of ranks, 1 / M_local: their mean over ranks, which is what DDP takes, is the gradient of the global mean.
     """
-    own = given(anchor[rows], positive[rows], torch.roll(positive, shift, 0)[rows], margin, kind, soft_margin)
     if anchor.shape[0] == rows.stop - rows.start:
-        return own._replace(grad_positive=own.grad_positive + torch.roll(own.grad_negative, -shift, 0), grad_negative=None)
+        grads = torch.empty_like(anchor), torch.empty_like(positive)
+        blocks = _rolled_blocks(anchor, shift % anchor.shape[0])
+        return Result(*_walk(anchor, positive, positive, blocks, (*grads, grads[1]), margin, kind, soft_margin), *grads)
+    own = given(anchor[rows], positive[rows], torch.roll(positive, shift, 0)[rows], margin, kind, soft_margin)
     next_anchor, next_positive = torch.roll(anchor, -shift, 0)[rows], torch.roll(positive, -shift, 0)[rows]
     as_negative = given(next_anchor, next_positive, positive[rows], margin, kind, soft_margin).grad_negative
     return own._replace(grad_positive=own.grad_positive + as_negative, grad_negative=None)
+
+
+class _Block(NamedTuple):
+    """Rows i .. i + count, whose negatives are rows j .. j + count; whether their gradients hold nothing yet."""
+
+    i: int
+    j: int
+    count: int
+    positive_is_new: bool
+    negative_is_new: bool
+
+
+def _walk(anchor: Tensor, positive: Tensor, negative: Tensor, blocks: list[_Block], grads: tuple[Tensor, Tensor, Tensor],
+          margin: float, kind: str, soft_margin: bool) -> tuple[Tensor, Tensor]:
+    """Writes the gradients of anchor, positive and negative; returns loss and active fraction.
+
+    Blocks stay in the processor's cache, where whole tensors go through memory for every operation: 3 to 4 times
+    faster on (128, 512, 8, 8). The buffers are taken once: fresh memory of this size is mapped page by page each time.
+    """
+    buffers = [torch.empty_like(anchor[:max(block.count for block in blocks)]) for _ in range(3)]
+    hinges = []
+    for i, j, count, positive_is_new, negative_is_new in blocks:
+        a, p, n = anchor[i:i + count], positive[i:i + count], negative[j:j + count]
+        u_ap, u_an, scratch = (buffer[:count] for buffer in buffers)
+        d_ap = distance_and_slope(a, p, kind, u_ap, scratch)
+        hinge = d_ap - distance_and_slope(a, n, kind, u_an, scratch) + margin
+        weight = hinge.sigmoid() if soft_margin else _active(hinge)
+        weight = (weight / (anchor.numel() // anchor.shape[1])).unsqueeze(1)
+        own = grads[1][i:i + count], u_ap, -weight, positive_is_new
+        other = grads[2][j:j + count], u_an, weight, negative_is_new
+        # Rolled, i and j may overlap: what is new must be written before anything is added to it.
+        for share in ((other, own) if negative_is_new else (own, other)):
+            _put(*share)
+        torch.mul(u_ap.sub_(u_an), weight, out=grads[0][i:i + count])
+        hinges.append(hinge)
+    hinge = torch.cat(hinges)
+    return loss(hinge, soft_margin).mean(), _active(hinge).mean()
+
+
+def _put(target: Tensor, slope: Tensor, weight: Tensor, is_new: bool) -> None:
+    if is_new:
+        torch.mul(slope, weight, out=target)
+    else:
+        target.addcmul_(slope, weight)
+
+
+def _split(x: Tensor, start: int, stop: int) -> list[tuple[int, int]]:
+    """(first row, count) of blocks of rows start .. stop that fit the cache."""
+    # Compiled, one block: the compiler fuses by itself, and would unroll the loop over blocks.
+    most = stop if torch.compiler.is_compiling() else max(1, _BLOCK_ELEMENTS // x[0].numel())
+    return [(i, min(most, stop - i)) for i in range(start, stop, most)]
+
+
+def _rolled_blocks(x: Tensor, shift: int) -> list[_Block]:
+    """Cut where the negatives wrap around, and where rows begin that were a negative before it was their turn."""
+    rows = x.shape[0]
+    cuts = sorted({0, shift, rows - shift, rows})
+    return [_Block(i, (i - shift) % rows, count, i < rows - shift, i < shift)
+            for start, stop in zip(cuts, cuts[1:]) for i, count in _split(x, start, stop)]
+
+
+def _active(hinge: Tensor) -> Tensor:
+    # "not <= 0" and not "> 0": a NaN must stay active, or one rank's NaN would leave the others' gradients finite.
+    return (~(hinge <= 0)).to(hinge.dtype)
