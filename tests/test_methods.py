@@ -66,7 +66,7 @@ def test_every_method_overfits_one_batch(name: str) -> None:
 
 
 def test_csf_compares_the_views_with_rolled_negatives_of_the_step() -> None:
-    method = dsengine.build_method("csf", encoder=Tiny(), margin=0.7)
+    method = dsengine.build_method("csf", encoder=Tiny(), margin=0.7, normalize=False)
     batch = _batch(method)
     shift = 1 + integer(7, seed=5, step=3, site="csf.shift")
     a, p = (method.encoders["all"](view).pooled for view in batch.views)
@@ -83,7 +83,7 @@ def test_csf_shift_covers_every_legal_value_and_never_zero() -> None:
 
 
 def test_csf_per_cell_compares_relu_maps_by_l1() -> None:
-    method = dsengine.build_method("csf", encoder=Tiny(), per_cell=True, distance="l1", margin=0.1)
+    method = dsengine.build_method("csf", encoder=Tiny(), per_cell=True, distance="l1", margin=0.1, normalize=False)
     batch = _batch(method)
     a, p = (torch.relu(method.encoders["all"](view).dense) for view in batch.views)
     shift = 1 + integer(7, seed=5, step=3, site="csf.shift")

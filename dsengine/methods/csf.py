@@ -7,7 +7,9 @@
 
 Source: the first paper, section 4.3 (DeepSentinel), after Swope et al., "Representation learning for remote sensing:
 an unsupervised sensor fusion approach", 2021. Defaults are the DeepSentinel configuration. Where we depart, and why:
-- pooled embeddings, margin 1, by default; `per_cell` with `l1` and margin 0.1 is the original's per-cell form.
+- pooled, L2-normalised embeddings, margin 1, by default. Without normalising, the encoder meets the margin by growing:
+  after a few steps hardly a triplet has a gradient, and the held-out loss rises (docs/performance.md). `per_cell` with `l1`,
+  margin 0.1 and `normalize=false` is the original's form.
 - bands are dropped after z-scoring (a dropped band is its mean): dropping raw values made an outlier of every drop.
 - jitter acts on z-scored floats: the original's went through 8-bit images, in which raw reflectance wraps around.
 - the curriculum stays at its maximum: the original's falls back to the minimum after the ramp.
@@ -35,7 +37,7 @@ class Config:
     margin: float = 1.0  # in units of the distance
     distance: Literal["euclidean", "l1", "squared"] = "euclidean"
     per_cell: bool = False  # compare the maps cell by cell instead of their averages
-    normalize: bool = False  # L2-normalise what is compared: distances then lie in [0, 2], and scale cannot buy loss
+    normalize: bool = True  # L2-normalise what is compared: distances then lie in [0, 2], and scale cannot buy loss
     shift_px: tuple[int, int] = (1, 16)  # of the second view against the first, pixels
     jitters: tuple[int, int] = (1, 10)  # colour jitters per view, each on a random triple of bands
     jitter_strength: tuple[float, float] = (0.01, 0.1)
