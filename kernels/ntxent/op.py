@@ -1,6 +1,5 @@
 """Public NT-Xent and InfoNCE: checks, gather across ranks, and the autograd nodes around the two passes."""
 
-import importlib.util
 from types import ModuleType
 
 import torch
@@ -9,12 +8,13 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributed import ProcessGroup
 
 from dsengine.dist import gather_rows, rank_in
+from dsengine.kernels.backend import uses_triton
 from dsengine.kernels.ntxent import reference
 
 
 def _passes(x: Tensor) -> ModuleType:
     """The module whose normalise, forward and backward run on x."""
-    if x.is_cuda and x.dtype != torch.float64 and importlib.util.find_spec("triton"):
+    if uses_triton(x):
         from dsengine.kernels.ntxent import kernel
         return kernel
     return reference
