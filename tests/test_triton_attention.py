@@ -75,6 +75,15 @@ def test_low_precision_is_as_exact_as_stock_torch(shape: tuple[int, int, int, in
 
 
 @needs_kernel
+@pytest.mark.parametrize("shape", [(2, 16, 33, 50), (2, 40, 17, 33)], ids=str)
+def test_small_tiles_give_the_same(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, int, int, int]) -> None:
+    from dsengine.kernels.attention import kernel
+
+    monkeypatch.setattr(kernel, "_blocks", lambda *_: kernel.Blocks(16, 16, 16, 4, 1))
+    _compare(_inputs(shape))
+
+
+@needs_kernel
 @pytest.mark.parametrize("N", [9, 70])
 def test_gamma_zero_is_the_identity_and_gamma_still_learns(N: int) -> None:
     inputs = _inputs((2, N, 4, 6), gamma=0.0)

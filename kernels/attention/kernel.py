@@ -16,8 +16,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-# In the interpreter, products of bf16 multiply the raw bits; there, tiles are widened first.
-_WIDEN = tl.constexpr(bool(triton.knobs.runtime.interpret))
+# In the interpreter, products of bf16 multiply the raw bits: there, tiles are widened first.
+_INTERPRETED = bool(triton.knobs.runtime.interpret)
+_WIDEN = tl.constexpr(_INTERPRETED)
 
 
 @triton.jit
@@ -259,8 +260,8 @@ def backward_kv_launches(q: Tensor, v: Tensor) -> list[tuple[bool, bool]]:
 
 
 def _blocks(q: Tensor, v: Tensor, widest_dv: int, warps: int) -> Blocks:
-    """Tiles up to `widest_dv` channels wide. fp32 products run on plain cores, out of registers: far smaller tiles."""
-    if q.element_size() == 4:
+    """Tiles up to `widest_dv` channels wide. fp32 products run on plain cores, out of registers: far smaller tiles there."""
+    if q.element_size() == 4 and not _INTERPRETED:  # interpreted, time goes by the number of tiles
         return Blocks(_fit(q.shape[1], 32), 16, _fit(v.shape[2], 32), 8, 1)
     return Blocks(_fit(q.shape[1], LARGEST_BLOCK), _fit(q.shape[2], 64), _fit(v.shape[2], widest_dv), warps, 2)
 
