@@ -1,11 +1,9 @@
-"""NT-Xent of two views on CPU, forward and backward, against the usual form with every similarity in memory: eager,
-compiled, and as lightly writes it where that is installed.
+"""NT-Xent of two views on CPU, forward and backward, against the usual form with every similarity in memory, eager and compiled.
 
-Run `pytest bench/bench_ntxent.py --benchmark-enable -s`. Both sides use torch's threads
-(OMP_NUM_THREADS) and the same allocator: first glibc's own
-settings, then big blocks kept by the process (mallopt), which halves the time of the materialised form and triples its memory.
-The side of a tile and the triangle of tiles in kernels/ntxent/reference.py move the numbers. Run it on an idle machine, or with one
-thread: with neighbours torch's threads wait for each other, which the many small operations of a tile feel most.
+Run `pytest bench/bench_ntxent.py --benchmark-enable -s`. Both sides use torch's threads (OMP_NUM_THREADS) and the same allocator:
+first glibc's own settings, then big blocks kept by the process (mallopt), which favours the materialised form.
+The side of a tile and the triangle of tiles in kernels/ntxent/reference.py move the numbers. Run it on an idle machine, or with
+one thread: with neighbours torch's threads wait for each other, which the many small operations of a tile feel most.
 """
 
 import ctypes
@@ -50,20 +48,7 @@ def materialised(z: Tensor) -> Tensor:
     return F.cross_entropy(s, rows.roll(len(x) // 2))
 
 
-def lightly() -> Callable[[Tensor], Tensor]:
-    """lightly's loss; its import wants two schemas that torchvision's CPU build would bring."""
-    try:
-        library = torch.library.Library("torchvision", "DEF")
-        library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        library.define("deform_conv2d() -> Tensor")
-        from lightly.loss import NTXentLoss
-    except (ImportError, RuntimeError) as error:
-        pytest.skip(f"lightly cannot be imported: {error}")
-    loss = NTXentLoss(temperature=TEMPERATURE)
-    return lambda z: loss(z[0], z[1])
-
-
-BASELINES = {"eager": lambda: materialised, "compiled": lambda: torch.compile(materialised), "lightly": lightly}
+BASELINES = {"eager": lambda: materialised, "compiled": lambda: torch.compile(materialised)}
 
 
 @pytest.mark.parametrize("allocator", ["default", "keeps big blocks"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dsengine.kernels import nt_xent
+from dsengine.kernels import info_nce, nt_xent
 from dsengine.kernels.ntxent import reference
 
 WORKER = Path(__file__).parent / "workers" / "ntxent_interpreted.py"
@@ -55,6 +55,18 @@ def test_gpu_kernels_are_at_most_twice_as_wrong_as_stock_torch(shape: tuple[int,
     for exact, ours, stock in zip(*results):
         floor = (2e-5 if tau == 0.01 else 2e-6) * max(exact.abs().max().item(), 1e-3)
         assert (ours - exact).abs().max() <= 2 * (stock - exact).abs().max() + floor
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_gpu_info_nce_and_temperature_match_float64() -> None:
+    q, k = torch.randn(63, 33, device="cuda"), torch.randn(150, 33, device="cuda")
+    results = []
+    for loss_of, dtype in ((reference.info_nce, torch.float64), (info_nce, torch.float32)):
+        inputs = [x.to(dtype, copy=True).requires_grad_() for x in (q, k, torch.tensor(0.2, device="cuda"))]
+        loss = loss_of(*inputs)
+        results.append([loss.detach(), *torch.autograd.grad(loss, inputs)])
+    for exact, ours in zip(*results):
+        assert (ours - exact).abs().max() <= 1e-5 * exact.abs().max()
 
 
 def test_kernels_compile_ahead_of_time_without_spills(checkout: Path) -> None:
