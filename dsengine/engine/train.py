@@ -15,7 +15,7 @@ from dsengine import config as configuration
 from dsengine.config import RunConfig
 from dsengine.corpus import Corpus, open_corpus
 from dsengine.data import order
-from dsengine.data.loader import Loader
+from dsengine.data.loader import FixedViews, Loader
 from dsengine.data.sample import sized
 from dsengine.dist import World, mean_over_ranks_
 from dsengine.encoders import build_encoder
@@ -63,7 +63,9 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         total = plan.total_steps(setting, loader.steps_per_epoch)
         log = stack.enter_context(RunLog(run, total=total, start=start) if world.rank == 0 else SilentLog())
         if heldout is None:
-            log.say("no held-out loss: that takes 2 patches in the corpus's val split")
+            log.say("no held-out loss: that takes 2 patches")
+        elif _num_places(corpus, "val") < 2:
+            log.say("held-out loss: fixed views of all splits, because the val split lies in fewer than 2 places")
         for sentence in passed_over:
             log.say(f"passed over a damaged checkpoint: {sentence}")
         if start:
@@ -117,18 +119,29 @@ def fresh_method(config: RunConfig, num_bands: int) -> Method:
         return build_method(config.method, encoder=encoder, **vars(config.method_config))
 
 
-def _heldout(corpus: Corpus, views: tuple, most: int, common: dict) -> Loader | None:
-    """One repeatable pass over the val split, or None where there are not two samples to compare."""
-    rows = min(len(corpus.rows("val")), most)
+def _heldout(corpus: Corpus, views: tuple, most: int, common: dict) -> FixedViews | None:
+    """One repeatable pass over views that training never sees, or None where there are not two samples to compare.
+
+    They are views of the val split. Where that is one place only, telling it from itself would measure nothing, and the
+    fixed views are of all splits: unseen views, but of places that training sees.
+    """
+    split = "val" if _num_places(corpus, "val") > 1 else "all"
+    rows = min(len(corpus.rows(split)), most)
     if rows < 2:
         return None
     # The last batch takes what is left, and a sample alone has nobody to differ from.
     batch = next(size for size in range(min(rows, 64), 1, -1) if rows % size != 1)
-    return Loader.heldout(corpus, views, batch_size=batch, limit=most, **common)
+    return Loader.heldout(corpus, views, batch_size=batch, split=split, limit=most, **common)
+
+
+def _num_places(corpus: Corpus, split: str) -> int:
+    """Blocks of a quarter degree that the split's patches lie in."""
+    rows = corpus.rows(split)
+    return len(set(zip(np.floor(corpus.index.lon[rows] * 4), np.floor(corpus.index.lat[rows] * 4))))
 
 
 @torch.no_grad()
-def _heldout_loss(method: nn.Module, heldout: Loader, precision: str) -> float:
+def _heldout_loss(method: nn.Module, heldout: FixedViews, precision: str) -> float:
     """Mean loss at full strength on fixed views. Every rank computes all of it: nobody waits, nobody differs."""
     method.eval()
     losses, rows = [], []
