@@ -24,7 +24,7 @@ def test_these_tests_pass_under_the_interpreter() -> None:
     rerun_interpreted(__file__)
 
 
-@pytest.fixture(params=[DEVICE], autouse=True)
+@pytest.fixture(params=[DEVICE])
 def use_kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """CPU tensors take the kernel too: interpreted, it takes them."""
     monkeypatch.setattr(op, "uses_triton", lambda *_: True)

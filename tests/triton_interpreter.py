@@ -7,7 +7,7 @@ process on "cuda" (skipped without a GPU), and on "cpu" in a child process that 
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -17,9 +17,14 @@ from torch import Tensor
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 
-needs_kernel = pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(),
-                                  reason="no GPU; the same test runs interpreted in a child process")
+_needs_device = pytest.mark.skipif(not INTERPRETED and not torch.cuda.is_available(),
+                                   reason="no GPU; the same test runs interpreted in a child process")
 only_here = pytest.mark.skipif(INTERPRETED, reason="not under the interpreter")
+
+
+def needs_kernel(test: Callable) -> Callable:
+    """Marks a test that runs on DEVICE, which is then part of its name; its file has the fixture `use_kernel`."""
+    return pytest.mark.usefixtures("use_kernel")(_needs_device(test))
 
 
 def rerun_interpreted(file: str, timeout_s: int = 300) -> None:

@@ -112,7 +112,7 @@ def _walk(anchor: Tensor, positive: Tensor, negative: Tensor, blocks: list[_Bloc
     """Writes the gradients of anchor, positive and negative; returns loss and active fraction.
 
     Blocks stay in the processor's cache, where whole tensors go through memory for every operation: 3 to 4 times
-    faster on (128, 512, 8, 8). The buffers are taken once: fresh memory of this size is mapped page by page each time.
+    faster on (128, 512, 8, 8). The buffers are taken once: memory fresh from the system is mapped page by page.
     """
     buffers = [torch.empty_like(anchor[:max(block.count for block in blocks)]) for _ in range(3)]
     hinges = []
