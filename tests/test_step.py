@@ -63,7 +63,7 @@ def test_a_non_finite_step_leaves_weights_and_optimiser_as_they_were_and_is_reme
     assert torch.equal(method.layer.weight, weight)
     assert all(torch.equal(v, state[k]) for k, v in step.optimizer.state[method.layer.weight].items())
     step(_batch(poison, step=2), lr=0.1)
-    assert step.first_withheld.item() == 1
+    assert step.withheld() == [1, 2] and step.withheld() == []
     step(_batch(step=3), lr=0.1)
     assert not torch.equal(method.layer.weight, weight)
 
@@ -77,7 +77,7 @@ def test_an_infinite_loss_with_finite_gradients_is_withheld_too() -> None:
     step = Step(method, make_optimizer(method, TrainConfig(lr=0.1)), precision="fp32", world=SOLO)
     weight = method.layer.weight.detach().clone()
     step(_batch(step=4), lr=0.1)
-    assert torch.equal(method.layer.weight, weight) and step.first_withheld.item() == 4
+    assert torch.equal(method.layer.weight, weight) and step.withheld() == [4]
 
 
 def test_learning_rate_is_a_pure_function_of_the_step() -> None:

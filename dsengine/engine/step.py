@@ -34,29 +34,37 @@ class Step:
         self.optimizer = optimizer
         self.precision = precision
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        # The first step whose update was withheld, or -1; the loop reads it when it logs.
-        self.first_withheld = torch.full((), -1, device=self.parameters[0].device)
+        self._flags: list[tuple[int, Tensor]] = []  # (step, 1.0 on the device where its update was withheld)
 
     def __call__(self, batch: Batch, *, lr: float) -> dict[str, Tensor]:
         scores = forward(self.module, batch, self.precision)
         # NaN where the loss is not finite, else 1: through the gradients' mean over ranks every rank learns of it.
-        scores["loss"].backward(scores["loss"].detach() * 0 + 1)
+        scores["loss"].backward(scores["loss"].detach().mul(0).add_(1))
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         # The fused optimiser skips its update where this is 1: weights stay good without asking the device.
         bad = _not_finite(self.parameters)
         self.optimizer.found_inf = bad
         self.optimizer.step()
-        self.first_withheld.copy_(torch.where((self.first_withheld < 0) & (bad > 0), batch.step, self.first_withheld))
+        self._flags.append((batch.step, bad))
         self.optimizer.zero_grad(set_to_none=True)
         return {name: value.detach() for name, value in scores.items()}
+
+
+    def withheld(self) -> list[int]:
+        """Steps whose update was withheld since the last call. Waits for the device."""
+        flags, self._flags = self._flags, []
+        bad = torch.stack([flag for _, flag in flags]).tolist() if flags else []
+        return [step for (step, _), flag in zip(flags, bad) if flag]
 
 
 def forward(module: nn.Module, batch: Batch, precision: str) -> dict[str, Tensor]:
     """The method's scalars for one batch, in the run's precision."""
     if precision == "fp64":
         batch = batch._replace(views=tuple(v.double() for v in batch.views))
-    with torch.autocast(batch.views[0].device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    if precision != "bf16":
+        return module(batch)
+    with torch.autocast(batch.views[0].device.type, dtype=torch.bfloat16):
         return module(batch)
 
 

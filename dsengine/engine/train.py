@@ -84,7 +84,6 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
             scores = step_once(batch, lr=lr)
             done = at.step + 1
             method.after_step(done / total)
-            log.step_done()
 
             epoch_ends = done % loader.steps_per_epoch == 0
             if at.step == 0 and world.rank == 0:
@@ -161,8 +160,9 @@ def _read(scores: dict[str, Tensor], world: World) -> dict[str, float]:
 
 def _stop_if_withheld(step_once: Step, world: World, rows: np.ndarray, setting: TrainConfig) -> None:
     """End the run when an update had to be withheld since the last look."""
-    step = int(step_once.first_withheld.item())
-    if step >= 0:
+    withheld = step_once.withheld()
+    if withheld:
+        step = withheld[0]
         _, ids = order.batch_ids(rows, seed=setting.seed, step=step, global_batch=setting.batch_size)
         raise RunError(f"loss or gradients are not finite at step {step + 1} (rank {world.rank}); that update was withheld, "
                        f"the weights are good; sample ids: {', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}")
