@@ -37,6 +37,7 @@ from dsengine.errors import RunError, UsageError
 
 _LOCK = ".lock"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 # What a resumed run may change; every other setting decides what the figures of the run mean.
 _FREE = {"out", "corpus", "train.epochs", "train.max_steps", "train.log_steps", "train.checkpoint_steps",
          "train.keep_checkpoints", "train.heldout_samples", "data.threads", "data.prefetch", "device.gpus", "device.procs"}
@@ -102,11 +103,24 @@ def rank_main(config: RunConfig, folder: Path, *, kind: str, resume: bool) -> No
     device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
     if kind == "cuda":
         torch.cuda.set_device(device)
+    else:
+        _keep_big_blocks()
     world = dist.join(device)
     if kind == "cpu" and world.size > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.size))
     train(config, folder, world=world, device=device, resume=resume)
     dist.leave(world)  # only after success: leaving waits for peers, and a failing rank must not
+
+
+def _keep_big_blocks() -> None:
+    """Have glibc keep freed activations instead of giving them to the kernel and faulting them in again every step.
+
+    Measured on ResNet18, 2 cores: 10 to 17 % more samples/s at the same peak memory (docs/performance.md).
+    """
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 def _run_folder(config: RunConfig, resume: bool) -> Path:
