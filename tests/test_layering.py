@@ -107,3 +107,8 @@ def test_kernels_refuse_any_other_import_name(checkout: Path) -> None:
     done = subprocess.run([sys.executable, "-c", "import kernels"], cwd=checkout, capture_output=True, text=True)
     assert done.returncode == 1
     assert "installed as dsengine.kernels" in done.stderr
+
+
+def test_every_folder_of_code_is_a_package_that_a_wheel_holds(checkout: Path) -> None:
+    folders = {p.parent for root in ("dsengine", "kernels") for p in (checkout / root).rglob("*.py")}
+    assert not [str(folder) for folder in folders if not (folder / "__init__.py").exists()]
