@@ -23,7 +23,8 @@ class CMakeBuild(build_ext):
         cuda = os.environ.get("DSENGINE_CUDA", "AUTO")
         if cuda not in ("0", "1", "AUTO"):
             raise SystemExit(f"DSENGINE_CUDA={cuda!r} is not legal: 0 (never), 1 (must), or unset (when nvcc is found)")
-        configure = ["cmake", "-S", str(ROOT), "-B", str(work), "-G", "Ninja",
+        # Fresh: an earlier build's cache names the ninja of a build environment that pip has removed since.
+        configure = ["cmake", "--fresh", "-S", str(ROOT), "-B", str(work), "-G", "Ninja",
                      "-DCMAKE_BUILD_TYPE=Release", f"-DDSENGINE_CUDA={cuda}",
                      f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={target}"]
         subprocess.run(configure, check=True)
