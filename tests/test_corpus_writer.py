@@ -131,7 +131,7 @@ def dying(path, parts):
 w.write_file = dying
 t.write(t.Path({str(tmp_path / "part")!r}))
 """
-    assert subprocess.run([sys.executable, "-c", code], env=os.environ).returncode == -signal.SIGKILL
+    assert subprocess.run([sys.executable, "-P", "-c", code], env=os.environ).returncode == -signal.SIGKILL
     assert (tmp_path / "part/s1/c/1/0/0/0").exists()  # the shard whose journal entry was not written
     assert tree(write(tmp_path / "part")) == tree(write(tmp_path / "whole"))
 

@@ -4,6 +4,7 @@ The thread knows the channel and the source but not the `Prefetcher`, so that dr
 consumer's side stops the thread; the interpreter's exit does the same.
 """
 
+import atexit
 import threading
 import weakref
 from collections import deque
@@ -60,6 +61,9 @@ class Prefetcher:
         # Daemon: the finalizer below ends it at exit; a plain thread would be waited for before that runs.
         thread = threading.Thread(target=_pump, args=(source, self._channel), name="dsengine-prefetch", daemon=True)
         self._finalizer = weakref.finalize(self, _stop, self._channel, thread)
+        # The finalizer's own turn at exit may come after DALI's, which hangs on a pipeline that a thread is running.
+        # Exit functions run last registered first, so this one comes before that of any library imported until now.
+        atexit.register(self._finalizer)
         thread.start()
 
     def __iter__(self) -> "Prefetcher":
@@ -71,6 +75,7 @@ class Prefetcher:
     def close(self) -> None:
         """Stop and join the thread; items not yet taken are dropped."""
         self._finalizer()
+        atexit.unregister(self._finalizer)
 
 
 def _pump(source: Generator[Any, None, None], channel: Channel) -> None:
