@@ -115,7 +115,7 @@ def rank_main(config: RunConfig, folder: Path, *, kind: str, resume: bool) -> No
 def _keep_big_blocks() -> None:
     """Have glibc keep freed activations instead of giving them to the kernel and faulting them in again every step.
 
-    Measured on ResNet18, 2 cores: 10 to 17 % more samples/s at the same peak memory (docs/performance.md).
+    Measured on ResNet18, 2 cores: 7 % more samples/s at about the same peak memory (docs/performance.md).
     """
     libc = ctypes.CDLL(None)
     if hasattr(libc, "mallopt"):  # glibc
