@@ -50,7 +50,6 @@ class Step:
         self.optimizer.zero_grad(set_to_none=True)
         return {name: value.detach() for name, value in scores.items()}
 
-
     def withheld(self) -> list[int]:
         """Steps whose update was withheld since the last call. Waits for the device."""
         flags, self._flags = self._flags, []

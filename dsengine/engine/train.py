@@ -43,7 +43,6 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     optimizer = optim.make_optimizer(method, setting)
     views = sized(method.views, config.data.size)
     common = dict(seed=setting.seed, device=device, dtype=view_dtype(setting.precision), num_threads=config.data.threads)
-
     rows = corpus.rows("train")
 
     # Where to start
@@ -90,7 +89,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
                 figures.draw_views(batch, corpus, views, run / "figures" / "views.png")
                 meter = Meter()  # drawing is no part of a step
             if done % setting.log_steps == 0 or epoch_ends or done == total:
-                record = _read(scores, world)  # the only place where the host waits for the device
+                record = _read(scores, world)  # here, and before a checkpoint, the host waits for the device
                 _stop_if_withheld(step_once, world, rows, setting)
                 record = {"step": done, "epoch": at.epoch, **record, "lr": lr, "ids_crc": zlib.crc32(at.ids.tobytes()), **meter.read()}
                 if epoch_ends or done == total:
