@@ -11,9 +11,10 @@ from dsengine.errors import RunError, UsageError, nearest
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; errors of the two expected kinds print as one line."""
-    parser = build_parser()
-    args = parser.parse_args(argv)
+    argv = sys.argv[1:] if argv is None else argv
+    args = argparse.Namespace(run=None)
     try:
+        args = build_parser(argv).parse_args(argv)
         return args.run(args)
     except UsageError as error:
         return _fail(error, 2)
@@ -27,14 +28,14 @@ def main(argv: list[str] | None = None) -> int:
         return 0
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+def build_parser(argv: list[str]) -> argparse.ArgumentParser:
+    """The parser of the whole command line `argv`: some flags depend on it, as those of `corpus build` on --source."""
     from dsengine.corpus import commands
 
     parser = _Parser(prog="dsengine", description="Self-supervised pretraining on Sentinel-1/2 imagery.")
     parser.add_argument("--version", action="version", version=f"dsengine {dsengine.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
-    commands.add_parser(subparsers)
+    commands.add_parser(subparsers, argv)
     _add_train(subparsers)
     doctor = subparsers.add_parser("doctor", help="what is built, found and missing, and what to do about it")
     doctor.set_defaults(run=_doctor)

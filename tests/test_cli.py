@@ -38,7 +38,7 @@ def _refused(capsys: pytest.CaptureFixture, *argv: object) -> str:
 
 
 def _subparser(name: str) -> cli._Parser:
-    return next(a for a in cli.build_parser()._actions if hasattr(a, "choices") and a.choices).choices[name]
+    return next(a for a in cli.build_parser([])._actions if hasattr(a, "choices") and a.choices).choices[name]
 
 
 def test_the_flags_of_train_do_not_grow() -> None:

@@ -43,9 +43,10 @@ def write(path: Path, x: np.ndarray, *, left: float = 500000.0, crs: str = "EPSG
 def build(folder: Path, *extra: str, s2: bool = True, s1: bool = True) -> Corpus:
     """Build folder/c from folder/s2 and folder/s1."""
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
     flags = [*(["--s2", f"{folder}/s2/*.tif"] if s2 else []), *(["--s1", f"{folder}/s1/*.tif"] if s1 else [])]
-    args = parser.parse_args(["corpus", "build", str(folder / "c"), "--source", "geotiff", "--size", "16", *flags, *extra])
+    argv = ["corpus", "build", str(folder / "c"), "--source", "geotiff", "--size", "16", *flags, *extra]
+    add_parser(parser.add_subparsers(), argv)
+    args = parser.parse_args(argv)
     assert args.run(args) == 0
     return open_corpus(folder / "c")
 

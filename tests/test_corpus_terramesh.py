@@ -22,9 +22,10 @@ STARTS = (0, 48, 96)  # of 128 px windows in 224 px with stride 48
 def build(data: Path, out: Path, *extra: str) -> int:
     """The command line of the documentation, parsed and run."""
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
-    args = parser.parse_args(["corpus", "build", str(out), "--source", "geotiff", "--s2", f"{data}/S2L2A/*.tif", "--s1", f"{data}/S1RTC/*.tif",
-                              "--label", f"lulc={data}/LULC/*.tif", "--size", "128", "--stride", "48", *extra])
+    argv = ["corpus", "build", str(out), "--source", "geotiff", "--s2", f"{data}/S2L2A/*.tif", "--s1", f"{data}/S1RTC/*.tif",
+            "--label", f"lulc={data}/LULC/*.tif", "--size", "128", "--stride", "48", *extra]
+    add_parser(parser.add_subparsers(), argv)
+    args = parser.parse_args(argv)
     return args.run(args)
 
 

@@ -47,7 +47,7 @@ def path(made: Path, tmp_path: Path) -> Path:
 def command(*words: str) -> int:
     """Exit code of `dsengine corpus WORDS`."""
     parser = argparse.ArgumentParser()
-    add_parser(parser.add_subparsers())
+    add_parser(parser.add_subparsers(), ["corpus", *words])
     args = parser.parse_args(["corpus", *words])
     return args.run(args)
 

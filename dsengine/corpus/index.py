@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 
-from dsengine.corpus.schema import SPLITS, VERSION, Band, Contract
+from dsengine.corpus.schema import INDEX_DTYPES, OPTIONAL_COLUMNS, SPLITS, VERSION, Band, Contract
 from dsengine.errors import RunError, UsageError
 
 
@@ -28,6 +28,9 @@ class Index(NamedTuple):
     nodata_fraction: np.ndarray  # float32, over all bands
     cloud_fraction: np.ndarray  # float32, NaN unknown
     source: np.ndarray  # object array of str, what the patch was cut from
+    shift_y: np.ndarray  # float32, finest pixels that S1 lies off S2, by phase correlation; NaN unknown
+    shift_x: np.ndarray
+    quarantine: np.ndarray  # uint8, not 0: the patch is in no split
 
 
 class Corpus:
@@ -42,7 +45,9 @@ class Corpus:
         self.patch_size = int(described["patch_size"])
         self.resolution_m = float(described["resolution_m"])
         self.arrays: Mapping[str, zarr.Array] = MappingProxyType({b.array: _member(group, b.array, path) for b in self.bands})
-        self.index = Index(*(_column(group, name, path) for name in Index._fields))
+        self.index = Index(*(_standard_column(group, name, path) for name in Index._fields))
+        self.columns: Mapping[str, zarr.Array] = MappingProxyType(  # beyond the standard ones, as the source named them
+            {name: group[f"index/{name}"] for name in sorted(group["index"].array_keys()) if name not in Index._fields})
         names = sorted(group["labels"].array_keys()) if "labels" in group else []
         self.labels: Mapping[str, zarr.Array] = MappingProxyType({name: group[f"labels/{name}"] for name in names})
 
@@ -77,12 +82,13 @@ class Corpus:
                         patch_size=self.patch_size, resolution_m=self.resolution_m)
 
     def rows(self, split: str) -> np.ndarray:
-        """Rows of train, val or test, or of all, ascending int64."""
+        """Rows of train, val or test, or of all, ascending int64, without those in quarantine."""
+        usable = self.index.quarantine == 0
         if split == "all":
-            return self.index.id.astype(np.int64)
+            return np.flatnonzero(usable).astype(np.int64)
         if split not in SPLITS:
             raise UsageError(f"split={split!r} is not legal: {', '.join(SPLITS)}, all")
-        return np.flatnonzero(self.index.split == SPLITS.index(split)).astype(np.int64)
+        return np.flatnonzero(usable & (self.index.split == SPLITS.index(split))).astype(np.int64)
 
 
 def open_corpus(path: str | os.PathLike[str]) -> Corpus:
@@ -115,6 +121,12 @@ def _member(group: zarr.Group, name: str, path: Path) -> zarr.Array:
     if not isinstance(member, zarr.Array):
         raise UsageError(f"{path}: array {name} is missing")
     return member
+
+
+def _standard_column(group: zarr.Group, name: str, path: Path) -> np.ndarray:
+    if name in OPTIONAL_COLUMNS and name not in group["index"]:
+        return np.full(group["index/id"].shape, OPTIONAL_COLUMNS[name], INDEX_DTYPES[name])
+    return _column(group, name, path)
 
 
 def _column(group: zarr.Group, name: str, path: Path) -> np.ndarray:

@@ -25,8 +25,9 @@ LABEL_KINDS = ("class", "multilabel", "classmap")
 INDEX_DTYPES = {
     "id": "int64", "lon": "float64", "lat": "float64", "epsg": "int32", "x": "float64", "y": "float64",
     "time_s2": "int64", "time_s1": "int64", "split": "uint8", "nodata_fraction": "float32",
-    "cloud_fraction": "float32", "source": "str",
+    "cloud_fraction": "float32", "source": "str", "shift_y": "float32", "shift_x": "float32", "quarantine": "uint8",
 }
+OPTIONAL_COLUMNS = {"shift_y": np.nan, "shift_x": np.nan, "quarantine": 0}  # value where an older corpus has no such column
 
 
 class Band(NamedTuple):

@@ -1,9 +1,8 @@
-"""Cuts paired sites into patches and hands them to the writer, one shard at a time, so memory does not grow with the corpus."""
+"""Cuts paired sites into patches, a shard at a time, so memory does not grow with the corpus."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,9 +11,10 @@ import rasterio
 from dsengine.corpus.build.grid import BLOCK_DEG, windows
 from dsengine.corpus.build.offset import Decision
 from dsengine.corpus.build.pairing import Layer, Site
+from dsengine.corpus.build.plan import Plan
 from dsengine.corpus.build.radiometry import s1_radiometry, s2_offsets, s2_radiometry
 from dsengine.corpus.build.raster import Radiometry, RasterInfo, acquired, distinct_values, lonlat, position, read_window, to_stored
-from dsengine.corpus.build.writer import Block, CorpusWriter
+from dsengine.corpus.build.writer import Block
 from dsengine.corpus.labels import class_table
 from dsengine.corpus.schema import UNKNOWN_EPSG, UNKNOWN_TIME, LabelSpec, standard_layout
 from dsengine.errors import UsageError
@@ -45,21 +45,30 @@ class Patch(NamedTuple):
     x: int
 
 
-def sample_sites(out: Path, sites: Mapping[str, Site], options: Options, *, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Write the corpus of all windows of all sites, sites by name, windows row by row. Returns its path."""
+def plan_sites(sites: Mapping[str, Site], options: Options) -> Plan:
+    """All windows of all sites, sites by name, windows row by row."""
     patches = [Patch(name, y, x) for name in sites for y, x in _site_windows(name, sites[name], options)]
     offsets = s2_offsets(sites, options.s2_offset, nodata=options.s2_nodata) if "s2" in next(iter(sites.values())) else {}
     radiometry = {name: _radiometry(site, options, offsets.get(name)) for name, site in sites.items()}
     labels = _label_specs(sites)
     first = next(iter(sites.values()))
     layout = standard_layout(options.size, sensors=tuple(first), resolution_m=_resolution(sites), labels=labels)
-    with CorpusWriter(out, layout=layout, num_patches=len(patches), made_by=_made_by(sites, options, offsets), seed=options.seed) as writer:
-        while writer.next_row < len(patches):
-            chosen = patches[writer.next_row:writer.next_row + writer.next_count]
-            writer.append(_cut(chosen, sites, radiometry, labels=labels, size=options.size))
-            if progress:
-                progress(writer.next_row, len(patches))
-        return writer.finish()
+    return Plan(layout=layout, num_patches=len(patches), made_by=_made_by(sites, options, offsets), seed=options.seed,
+                cut=_Cut(patches, sites, radiometry, labels, options.size))
+
+
+@dataclass(frozen=True)
+class _Cut:
+    """Reads the windows of consecutive patches; files are opened in the process that reads them."""
+
+    patches: Sequence[Patch]
+    sites: Mapping[str, Site]
+    radiometry: Mapping[str, Mapping[str, Radiometry]]
+    labels: Sequence[LabelSpec]
+    size: int
+
+    def __call__(self, rows: range) -> Block:
+        return _cut(self.patches[rows.start:rows.stop], self.sites, self.radiometry, labels=self.labels, size=self.size)
 
 
 def _site_windows(name: str, site: Site, options: Options) -> list[tuple[int, int]]:

@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -27,7 +28,7 @@ from dsengine.errors import RunError, UsageError
 
 JOURNAL = ".journal"
 DEFAULTS: dict[str, Any] = {"epsg": UNKNOWN_EPSG, "x": np.nan, "y": np.nan, "time_s2": UNKNOWN_TIME, "time_s1": UNKNOWN_TIME,
-                            "cloud_fraction": np.nan, "source": ""}
+                            "cloud_fraction": np.nan, "source": "", "shift_y": np.nan, "shift_x": np.nan, "quarantine": 0}
 
 
 class Block(NamedTuple):
@@ -49,7 +50,8 @@ class CorpusWriter:
     """
 
     def __init__(self, path: str | os.PathLike[str], *, layout: Layout, num_patches: int, made_by: dict[str, Any],
-                 overwrite: bool = False, seed: int = 0, threads: int | None = None) -> None:
+                 overwrite: bool = False, seed: int = 0, threads: int | None = None, columns: Mapping[str, str] = MappingProxyType({}),
+                 split: str = "block") -> None:
         if num_patches < 1:
             raise UsageError(f"num_patches={num_patches}: a corpus has at least 1 patch")
         self.path = Path(path)
@@ -57,6 +59,8 @@ class CorpusWriter:
         self.num_patches = num_patches
         self.seed = seed  # of the split
         self.made_by = made_by
+        self.extra = dict(columns)  # further index columns, name -> dtype
+        self.split = split  # block: by place; given: column `split` of each block
         self._journal = self.path / JOURNAL
         self._lock = _claim(self.path, self._header(), overwrite=overwrite)
         self._pool = ThreadPoolExecutor(threads or min(4, len(os.sched_getaffinity(0))), thread_name_prefix="dsengine-encode")
@@ -98,10 +102,13 @@ class CorpusWriter:
         entries = [self._read_entry(shard) for shard in range(self._next_shard)]
         columns = {name: np.concatenate([columns[name] for _, columns in entries]) for name in entries[0][1]}
         columns["id"] = np.arange(self.num_patches, dtype=np.int64)
-        columns["split"] = split_codes(columns.pop("split_lon"), columns.pop("split_lat"), seed=self.seed)
-        root = {"complete": True, "made_by": self.made_by, "splits": {"seed": self.seed, "block_deg": BLOCK_DEG}}
+        place = columns.pop("split_lon"), columns.pop("split_lat")
+        if self.split == "block":
+            columns["split"] = split_codes(*place, seed=self.seed)
+        splits = {"by": "block", "seed": self.seed, "block_deg": BLOCK_DEG} if self.split == "block" else {"by": self.split}
+        root = {"complete": True, "made_by": self.made_by, "splits": splits}
         content = corpus_store(self.layout, self.num_patches, root=root, attributes=self._statistics([sums for sums, _ in entries]))
-        add_columns(content, {name: columns[name] for name in INDEX_DTYPES}, folder="index")
+        add_columns(content, {name: columns[name] for name in [*INDEX_DTYPES, *self.extra]}, folder="index")
         vectors = {spec.name: spec for spec in self.layout.labels if spec.kind != "classmap"}
         if vectors:
             add_columns(content, {name: columns["label " + name] for name in vectors}, folder="labels",
@@ -124,19 +131,22 @@ class CorpusWriter:
         self.close()
 
     def _header(self) -> dict[str, Any]:
-        header = {"version": VERSION, "num_patches": self.num_patches, "seed": self.seed, "made_by": self.made_by, "layout": asdict(self.layout)}
+        header = {"version": VERSION, "num_patches": self.num_patches, "seed": self.seed, "made_by": self.made_by, "layout": asdict(self.layout),
+                  "columns": self.extra, "split": self.split}
         return json.loads(json.dumps(header))
 
     def _columns(self, block: Block) -> dict[str, np.ndarray]:
         index, count = dict(block.index), self.next_count
         index.setdefault("split_lon", index["lon"])
         index.setdefault("split_lat", index["lat"])
-        legal = {"lon", "lat", "split_lon", "split_lat", *DEFAULTS}
+        legal = {"lon", "lat", "split_lon", "split_lat", *DEFAULTS, *self.extra, *(["split"] if self.split == "given" else [])}
         if not legal >= index.keys():
             raise ValueError(f"index columns {sorted(index.keys() - legal)} are not legal: {', '.join(sorted(legal))}")
         columns = {}
         for name in sorted(legal):
-            dtype = INDEX_DTYPES.get(name, "float64")
+            dtype = {"split_lon": "float64", "split_lat": "float64", **INDEX_DTYPES, **self.extra}[name]
+            if name not in index and name not in DEFAULTS:
+                raise ValueError(f"index column {name} is missing")
             columns[name] = np.broadcast_to(np.asarray(index.get(name, DEFAULTS.get(name)), dtype=dtype), (count,))
         return columns
 

@@ -4,36 +4,34 @@ S2 is surface reflectance in digital numbers, S1 is backscatter in dB. Nothing i
 """
 
 import argparse
-from collections.abc import Callable
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dsengine.errors import UsageError
 
-# This file is imported to list flags, so what needs rasterio is imported where it is used.
+if TYPE_CHECKING:
+    from dsengine.corpus.build.plan import Plan
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `corpus build --source geotiff`."""
-    group = parser.add_argument_group("source geotiff")
-    group.add_argument("--s2", nargs="+", metavar="GLOB", help="Sentinel-2 L2A files, 12 bands")
-    group.add_argument("--s1", nargs="+", metavar="GLOB", help="Sentinel-1 files, VV and VH in dB")
-    group.add_argument("--label", action="append", default=[], metavar="NAME=GLOB", help="a class map on the same grid; may be repeated")
-    group.add_argument("--s2-offset", default="auto", metavar="auto|0|-1000|FILE",
+    parser.add_argument("--size", type=int, default=128, help="pixels a side (default: 128)")
+    parser.add_argument("--stride", type=int, help="pixels between windows (default: the size)")
+    parser.add_argument("--s2", nargs="+", metavar="GLOB", help="Sentinel-2 L2A files, 12 bands")
+    parser.add_argument("--s1", nargs="+", metavar="GLOB", help="Sentinel-1 files, VV and VH in dB")
+    parser.add_argument("--label", action="append", default=[], metavar="NAME=GLOB", help="a class map on the same grid; may be repeated")
+    parser.add_argument("--s2-offset", default="auto", metavar="auto|0|-1000|FILE",
                        help="what to add to S2 numbers to take out the offset of baseline 04.00; FILE is a table file stem -> offset (default: auto)")
     for flag in ("--s2-bands", "--s1-bands"):
-        group.add_argument(flag, metavar="NAME,NAME,...", help="bands of each file in file order, where the files do not name them")
-    group.add_argument("--s2-scale", type=float, help="reflectance per number (default: declared by the file, else 0.0001)")
-    group.add_argument("--s1-scale", type=float, help="dB per number (default: declared by the file, else 1)")
-    group.add_argument("--s1-offset", type=float, help="dB to add after scaling (default: declared by the file, else 0)")
-    group.add_argument("--s2-nodata", metavar="NUMBER|none", help="S2 number of pixels without data (default: declared by the file, else 0)")
-    group.add_argument("--s1-nodata", metavar="NUMBER|none", help="S1 number of pixels without data besides NaN (default: declared by the file)")
+        parser.add_argument(flag, metavar="NAME,NAME,...", help="bands of each file in file order, where the files do not name them")
+    parser.add_argument("--s2-scale", type=float, help="reflectance per number (default: declared by the file, else 0.0001)")
+    parser.add_argument("--s1-scale", type=float, help="dB per number (default: declared by the file, else 1)")
+    parser.add_argument("--s1-offset", type=float, help="dB to add after scaling (default: declared by the file, else 0)")
+    parser.add_argument("--s2-nodata", metavar="NUMBER|none", help="S2 number of pixels without data (default: declared by the file, else 0)")
+    parser.add_argument("--s1-nodata", metavar="NUMBER|none", help="S1 number of pixels without data besides NaN (default: declared by the file)")
 
 
-def build(args: argparse.Namespace, *, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Build the corpus that the parsed flags describe and return its path; `progress(done, total)` is called once a shard.
-
-    Raises UsageError for what the flags or files get wrong, before anything is written.
-    """
+def plan(args: argparse.Namespace) -> "Plan":
+    """The corpus that the parsed flags describe. Raises UsageError for what the flags or files get wrong."""
     from dsengine.corpus.build import pairing, sampling
     from dsengine.corpus.schema import S1_BANDS, S2_BANDS
 
@@ -57,7 +55,7 @@ def build(args: argparse.Namespace, *, progress: Callable[[int, int], None] | No
         size=args.size, stride=args.size if args.stride is None else args.stride, seed=args.seed, s2_offset=args.s2_offset, s2_scale=args.s2_scale,
         s1_scale=args.s1_scale, s1_offset=args.s1_offset, s2_nodata=_nodata(args.s2_nodata, "--s2-nodata"),
         s1_nodata=_nodata(args.s1_nodata, "--s1-nodata"))
-    return sampling.sample_sites(Path(args.out), sites, options, progress=progress)
+    return sampling.plan_sites(sites, options)
 
 
 def _nodata(text: str | None, flag: str) -> float | str | None:
