@@ -27,6 +27,7 @@ from dsengine.corpus.stats import MADE_BY, BandSums, band_sums, statistics
 from dsengine.errors import RunError, UsageError
 
 JOURNAL = ".journal"
+MAX_FAULTS = 1000  # kept in the root's attributes
 DEFAULTS: dict[str, Any] = {"epsg": UNKNOWN_EPSG, "x": np.nan, "y": np.nan, "time_s2": UNKNOWN_TIME, "time_s1": UNKNOWN_TIME,
                             "cloud_fraction": np.nan, "source": "", "shift_y": np.nan, "shift_x": np.nan, "quarantine": 0}
 
@@ -39,6 +40,7 @@ class Block(NamedTuple):
     #                           split_lon, split_lat: the point that decides the split, where it is not the patch itself
     labels: Mapping[str, np.ndarray] = {}  # name -> (n,), (n, K) or (n, H, W)
     saturated: Mapping[str, Sequence[int]] = {}  # array -> values per band that did not fit in int16
+    faults: Sequence[str] = ()  # what went wrong with the input of these patches, in row order; collected in the root's attributes
 
 
 class CorpusWriter:
@@ -93,7 +95,7 @@ class CorpusWriter:
             self._write_shard(spec.name, x)
         columns["nodata_fraction"] = (1.0 - valid / samples).astype(np.float32)
         self._append_labels(block, columns)
-        self._commit(entry, columns)
+        self._commit({**entry, "faults": list(block.faults)}, columns)
 
     def finish(self) -> Path:
         """Write index, splits and statistics and mark the corpus complete. Returns its path."""
@@ -106,7 +108,7 @@ class CorpusWriter:
         if self.split == "block":
             columns["split"] = split_codes(*place, seed=self.seed)
         splits = {"by": "block", "seed": self.seed, "block_deg": BLOCK_DEG} if self.split == "block" else {"by": self.split}
-        root = {"complete": True, "made_by": self.made_by, "splits": splits}
+        root = {"complete": True, "made_by": self.made_by, "splits": splits, **_faults([fault for sums, _ in entries for fault in sums["faults"]])}
         content = corpus_store(self.layout, self.num_patches, root=root, attributes=self._statistics([sums for sums, _ in entries]))
         add_columns(content, {name: columns[name] for name in [*INDEX_DTYPES, *self.extra]}, folder="index")
         vectors = {spec.name: spec for spec in self.layout.labels if spec.kind != "classmap"}
@@ -192,6 +194,11 @@ class CorpusWriter:
             attributes[spec.name] = {**statistics(sums, scale_factor=spec.scale_factor, add_offset=spec.add_offset),
                                      "saturated": saturated, "stats_made_by": MADE_BY}
         return attributes
+
+
+def _faults(lines: list[str]) -> dict[str, Any]:
+    """Root attributes about damaged input: the first 1000 lines in row order, and how many there were."""
+    return {"faults": lines[:MAX_FAULTS], "num_faults": len(lines)} if lines else {}
 
 
 def _checked(x: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
