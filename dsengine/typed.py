@@ -33,12 +33,15 @@ def fill(cls: type, settings: dict, *, prefix: str, elsewhere: dict[str, str] | 
 
 def coerce(value: Any, hint: Any, key: str) -> Any:
     """`value` (text, or a YAML scalar or list) as the annotated type `hint`; UsageError names `key`."""
+    text = value
     if isinstance(value, str) and hint is not str:
         value = from_text(value)
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         if value is None and type(None) in args:
             return None
+        if str in args and isinstance(text, str):  # as it stands: YAML would cut off a comment, or make a mapping of "a: b"
+            return text
         return coerce(value, next(a for a in args if a is not type(None)), key)
     if origin is Literal:
         if value not in args:

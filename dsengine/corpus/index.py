@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import zarr
 
+from dsengine.corpus import where as condition
 from dsengine.corpus.schema import INDEX_DTYPES, OPTIONAL_COLUMNS, SPLITS, VERSION, Band, Contract
 from dsengine.errors import RunError, UsageError
 
@@ -81,9 +82,11 @@ class Corpus:
                         mean=column("mean"), std=column("std"), nodata=attrs[0][1]["nodata"],
                         patch_size=self.patch_size, resolution_m=self.resolution_m)
 
-    def rows(self, split: str) -> np.ndarray:
-        """Rows of train, val or test, or of all, ascending int64, without those in quarantine."""
+    def rows(self, split: str, where: str | None = None) -> np.ndarray:
+        """Rows of train, val or test, or of all, ascending int64, without those in quarantine; of them those that meet the condition `where`."""
         usable = self.index.quarantine == 0
+        if where is not None:
+            usable &= condition.where(self, where)
         if split == "all":
             return np.flatnonzero(usable).astype(np.int64)
         if split not in SPLITS:

@@ -4,6 +4,7 @@ The thread reads, decodes and augments ahead of training; what a consumer waits 
 """
 
 import os
+import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from typing import NamedTuple
@@ -41,6 +42,7 @@ class Made(NamedTuple):
 class Loader:
     """Endless batches of one split, the same global batches for any number of ranks and after any restart.
 
+    where: a condition on index columns (`corpus.where`); patches that do not meet it are left out. None: no condition.
     batch_size is global: each rank gets batch_size / world rows of it. level None follows each view's curriculum by
     epoch, a number in [0, 1] fixes it. num_threads None is as many as this rank's share of the cores, at most 8.
     pad_channels fills the channels up to a multiple of 8 with zeros. The last partial batch of an epoch is dropped.
@@ -50,9 +52,9 @@ class Loader:
 
     def __init__(self, corpus: Corpus, views: Sequence[View], batch_size: int, seed: int = 0, rank: int = 0,
                  world: int = 1, device: str | torch.device = "cpu", *, split: str = "train",
-                 dtype: torch.dtype = torch.float32, shuffle: bool = True, level: float | None = None,
+                 where: str | None = None, dtype: torch.dtype = torch.float32, shuffle: bool = True, level: float | None = None,
                  num_threads: int | None = None, prefetch: int = 2, pad_channels: bool = False) -> None:
-        self._plan = make_plan(corpus, views, split=split, limit=None, global_batch=batch_size, seed=seed, rank=rank,
+        self._plan = make_plan(corpus, views, split=split, where=where, global_batch=batch_size, seed=seed, rank=rank,
                                world=world, device=device, dtype=dtype, pad_channels=pad_channels)
         rows = len(self._plan.rows)
         if batch_size > rows:
@@ -70,11 +72,11 @@ class Loader:
 
     @staticmethod
     def heldout(corpus: Corpus, views: Sequence[View], batch_size: int, seed: int = 0, rank: int = 0, world: int = 1,
-                device: str | torch.device = "cpu", *, split: str = "val", limit: int | None = None,
+                device: str | torch.device = "cpu", *, split: str = "val", where: str | None = None, limit: int | None = None,
                 dtype: torch.dtype = torch.float32, num_threads: int | None = None, prefetch: int = 2,
                 pad_channels: bool = False) -> "FixedViews":
         """The same views of a split at every pass; see `FixedViews`. `limit`: at most so many rows, evenly spread."""
-        plan = make_plan(corpus, views, split=split, limit=limit, global_batch=batch_size, seed=seed, rank=rank,
+        plan = make_plan(corpus, views, split=split, where=where, limit=limit, global_batch=batch_size, seed=seed, rank=rank,
                          world=world, device=device, dtype=dtype, pad_channels=pad_channels)
         return FixedViews(plan, make_pace(num_threads, prefetch, world=world))
 
@@ -99,7 +101,7 @@ class Loader:
     def state_dict(self) -> dict[str, int]:
         """Where the next batch starts, and what must be equal for it to be the same batch."""
         return {"step": self._step, "seed": self._plan.seed, "batch_size": self._plan.global_batch,
-                "num_rows": len(self._plan.rows)}
+                "num_rows": len(self._plan.rows), "rows_crc": zlib.crc32(self._plan.rows.tobytes())}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from `state`; only "step" is required. UsageError where another loader would give other batches."""

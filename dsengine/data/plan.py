@@ -35,16 +35,17 @@ class LoadPlan:
     pad_channels: bool
 
 
-def make_plan(corpus: Corpus, views: Sequence[View], *, global_batch: int, split: str = "train", limit: int | None = None,
-              seed: int = 0, rank: int = 0, world: int = 1, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
+def make_plan(corpus: Corpus, views: Sequence[View], *, global_batch: int, split: str = "train", where: str | None = None,
+              limit: int | None = None, seed: int = 0, rank: int = 0, world: int = 1, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
               pad_channels: bool = False) -> LoadPlan:
-    """The checked plan; `limit` keeps that many rows, evenly spread over the split. Raises UsageError."""
+    """The checked plan of the split's patches that meet `where`; `limit` keeps that many, evenly spread. Raises UsageError."""
     contract = corpus.contract()
     views = sized(tuple(views), default_crop(corpus.patch_size))
     arrays = _arrays(contract, views)
-    rows = _spread(corpus.rows(split), limit)
+    rows = _spread(corpus.rows(split, where), limit)
     if not len(rows):
-        raise UsageError(f"split: {split!r} of {corpus.path} has no patches; legal: a split that has some")
+        met = "" if where is None else f" with {where}"
+        raise UsageError(f"split: {split!r} of {corpus.path} has no patches{met}; legal: a split that has some")
     _check_numbers(global_batch=global_batch, seed=seed, rank=rank, world=world)
     for view in views:
         if not 1 <= view.size <= corpus.patch_size:

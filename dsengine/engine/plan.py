@@ -27,7 +27,7 @@ def complete(config: RunConfig, corpus: Corpus, *, ranks: int, device: torch.dev
     size = _given(config.data.size, default_crop(corpus.patch_size))
     if size > corpus.patch_size:
         raise UsageError(f"data.size={size} does not fit the corpus's patches of {corpus.patch_size} px")
-    rows = len(corpus.rows("train"))
+    rows = len(corpus.rows("train", config.data.where))
     train = config.train
     batch = _given(train.batch_size, _batch_size(rows, ranks))
     _check_batch(batch, rows, ranks)

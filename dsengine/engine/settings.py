@@ -47,6 +47,7 @@ class DataConfig:
     size: int | None = None  # side of the crops in pixels; None: leaves 16 px of the patch to move in, at most 128
     threads: int | None = None  # reading and decoding threads; None: as many as this process may use, at most 8
     prefetch: int = 2  # batches read ahead
+    where: str | None = None  # a condition on index columns, such as "cloud < 0.4 and gap <= 3"; the patches that do not meet it are not there
 
     def __post_init__(self) -> None:
         for name in ("size", "threads", "prefetch"):

@@ -42,8 +42,9 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     set_groups(method, setting.bn_group, setting.batch_size // world.size)
     optimizer = optim.make_optimizer(method, setting)
     views = sized(method.views, config.data.size)
-    common = dict(seed=setting.seed, device=device, dtype=view_dtype(setting.precision), num_threads=config.data.threads)
-    rows = corpus.rows("train")
+    common = dict(seed=setting.seed, device=device, dtype=view_dtype(setting.precision), num_threads=config.data.threads,
+                  where=config.data.where)
+    rows = corpus.rows("train", config.data.where)
 
     # Where to start
     saved, passed_over = checkpoint.latest(run) if resume else (None, [])
@@ -63,7 +64,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         log = stack.enter_context(RunLog(run, total=total, start=start) if world.rank == 0 else SilentLog())
         if heldout is None:
             log.say("no held-out loss: that takes 2 patches")
-        elif _num_places(corpus, "val") < 2:
+        elif _num_places(corpus, "val", config.data.where) < 2:
             log.say("held-out loss: fixed views of all splits, because the val split lies in fewer than 2 places")
         for sentence in passed_over:
             log.say(f"passed over a damaged checkpoint: {sentence}")
@@ -123,8 +124,8 @@ def _heldout(corpus: Corpus, views: tuple, most: int, common: dict) -> FixedView
     They are views of the val split. Where that is one place only, telling it from itself would measure nothing, and the
     fixed views are of all splits: unseen views, but of places that training sees.
     """
-    split = "val" if _num_places(corpus, "val") > 1 else "all"
-    rows = min(len(corpus.rows(split)), most)
+    split = "val" if _num_places(corpus, "val", common["where"]) > 1 else "all"
+    rows = min(len(corpus.rows(split, common["where"])), most)
     if rows < 2:
         return None
     # The last batch takes what is left, and a sample alone has nobody to differ from.
@@ -132,9 +133,9 @@ def _heldout(corpus: Corpus, views: tuple, most: int, common: dict) -> FixedView
     return Loader.heldout(corpus, views, batch_size=batch, split=split, limit=most, **common)
 
 
-def _num_places(corpus: Corpus, split: str) -> int:
+def _num_places(corpus: Corpus, split: str, where: str | None) -> int:
     """Blocks of a quarter degree that the split's patches lie in."""
-    rows = corpus.rows(split)
+    rows = corpus.rows(split, where)
     return len(set(zip(np.floor(corpus.index.lon[rows] * 4), np.floor(corpus.index.lat[rows] * 4))))
 
 
