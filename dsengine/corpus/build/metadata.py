@@ -1,5 +1,6 @@
 """zarr.json files and index columns of a corpus, made by zarr-python in memory and then written durably."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from dsengine.corpus.schema import NODATA, VERSION, LabelSpec, Layout
+from dsengine.corpus.seal import first_seal
 from dsengine.corpus.shards import BLOSC_BLOCK, write_file
 
 COLUMN_ROWS = 65536  # rows in one chunk of an index column
@@ -66,9 +68,15 @@ def label_attributes(label: LabelSpec) -> dict[str, Any]:
 
 
 def dump(content: Mapping[str, Buffer], path: Path) -> None:
-    """Copy every key to files under `path`, the root's own zarr.json last: it is what says that the corpus is complete."""
-    for key in sorted(content, key=lambda key: (key == "zarr.json", key)):
+    """Copy every key to files under `path`, the root's own zarr.json last: it is what says that the corpus is complete.
+
+    A complete corpus gets its manifest just before that.
+    """
+    root = content["zarr.json"].to_bytes()
+    for key in sorted(content.keys() - {"zarr.json"}):
         write_file(path / key, [content[key].to_bytes()])
+    complete = json.loads(root)["attributes"]["dsengine"].get("complete")
+    write_file(path / "zarr.json", [first_seal(path, root) if complete else root])
 
 
 def _sharded(group: zarr.Group, name: str, shape: tuple[int, ...], layout: Layout, *, dtype: str, fill_value: int,
