@@ -11,6 +11,7 @@ import zarr
 
 from dsengine.corpus import where as condition
 from dsengine.corpus.schema import INDEX_DTYPES, OPTIONAL_COLUMNS, SPLITS, VERSION, Band, Contract
+from dsengine.corpus.seal import CHANGE, differences
 from dsengine.errors import RunError, UsageError
 
 
@@ -94,8 +95,11 @@ class Corpus:
         return np.flatnonzero(usable & (self.index.split == SPLITS.index(split))).astype(np.int64)
 
 
-def open_corpus(path: str | os.PathLike[str]) -> Corpus:
-    """Open a corpus. UsageError when there is none, it is unfinished, or of another version."""
+def open_corpus(path: str | os.PathLike[str], *, checked: bool = True) -> Corpus:
+    """Open a corpus. UsageError when there is none, it is unfinished, or of another version; RunError when metadata or index are damaged.
+
+    `checked` compares every zarr.json and the index with the manifest; only what reports or mends the damage does without.
+    """
     folder = Path(path)
     if not (folder / "zarr.json").is_file():
         raise UsageError(f"{folder} is not a corpus: it has no zarr.json; make one with `dsengine corpus build` or `dsengine corpus synth`")
@@ -110,10 +114,20 @@ def open_corpus(path: str | os.PathLike[str]) -> Corpus:
         raise UsageError(f"{folder}: corpus version {described.get('version')} is not legal: this build reads version {VERSION}")
     if not described.get("complete"):
         raise UsageError(f"{folder} is an unfinished build; run the command that started it again, it continues")
+    if checked:
+        _check_sealed(folder)
     try:
         return Corpus(folder, group)
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{folder / 'zarr.json'}: damaged metadata ({type(error).__name__}: {error})") from error
+
+
+def _check_sealed(folder: Path) -> None:
+    if (folder / CHANGE).exists():
+        raise RunError(f"{folder}: an edit of this corpus is under way or was interrupted; `dsengine corpus verify {folder}` completes it")
+    for name, what in differences(folder, metadata_only=True):
+        raise RunError(f"{folder / name}: {what}; restore the file or rebuild the corpus, or, if it was changed on purpose, "
+                       f"`dsengine corpus verify --seal {folder}` accepts it")
 
 
 def _member(group: zarr.Group, name: str, path: Path) -> zarr.Array:
