@@ -24,10 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 def run(args: argparse.Namespace) -> int:
     """`corpus build OUT --source NAME ...`."""
     from dsengine.corpus.build.plan import build_corpus
+    from dsengine.corpus.build.series_plan import SeriesPlan, build_series
 
     plan = _source(args.source).plan(args)
-    with progress_bar("patches", plan.num_patches) as advance:
-        path = build_corpus(args.out, plan, progress=advance)
+    series = isinstance(plan, SeriesPlan)
+    with progress_bar("rows" if series else "patches", plan.num_patches) as advance:
+        path = (build_series if series else build_corpus)(args.out, plan, progress=advance)
     return show(path)
 
 
