@@ -2,9 +2,10 @@
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import zarr
@@ -13,6 +14,9 @@ from dsengine.corpus import where as condition
 from dsengine.corpus.schema import INDEX_DTYPES, OPTIONAL_COLUMNS, SPLITS, VERSION, Band, Contract
 from dsengine.corpus.seal import CHANGE, differences
 from dsengine.errors import RunError, UsageError
+
+if TYPE_CHECKING:
+    from dsengine.corpus.neighbours import Neighbours
 
 
 class Index(NamedTuple):
@@ -51,6 +55,7 @@ class Corpus:
         self.columns: Mapping[str, zarr.Array] = MappingProxyType(  # beyond the standard ones, as the source named them
             {name: group[f"index/{name}"] for name in sorted(group["index"].array_keys()) if name not in Index._fields})
         names = sorted(group["labels"].array_keys()) if "labels" in group else []
+        self._group = group
         self.labels: Mapping[str, zarr.Array] = MappingProxyType({name: group[f"labels/{name}"] for name in names})
 
     def __len__(self) -> int:
@@ -82,6 +87,13 @@ class Corpus:
         return Contract(bands=self.bands, units=whole("units"), scale=whole("scale_factor"), offset=whole("add_offset"),
                         mean=column("mean"), std=column("std"), nodata=attrs[0][1]["nodata"],
                         patch_size=self.patch_size, resolution_m=self.resolution_m)
+
+    @cached_property
+    def neighbours(self) -> "Neighbours":
+        """The stored neighbour table. UsageError when there is none, or it was made for another number of patches."""
+        from dsengine.corpus.neighbours import open_neighbours  # brings scipy
+
+        return open_neighbours(self._group, len(self), self.path)
 
     def rows(self, split: str, where: str | None = None) -> np.ndarray:
         """Rows of train, val or test, or of all, ascending int64, without those in quarantine; of them those that meet the condition `where`."""
