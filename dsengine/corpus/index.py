@@ -10,9 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import zarr
 
+from dsengine.corpus import sanity
 from dsengine.corpus import where as condition
 from dsengine.corpus.schema import INDEX_DTYPES, OPTIONAL_COLUMNS, SPLITS, VERSION, Band, Contract
 from dsengine.corpus.seal import CHANGE, differences
+from dsengine.corpus.series import SeriesCorpus
+from dsengine.corpus.series_schema import KINDS
 from dsengine.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -50,7 +53,14 @@ class Corpus:
         self.sensors = tuple(dict.fromkeys(band.sensor for band in self.bands))
         self.patch_size = int(described["patch_size"])
         self.resolution_m = float(described["resolution_m"])
+        sanity.check_bands(self.bands, self.patch_size, path)
         self.arrays: Mapping[str, zarr.Array] = MappingProxyType({b.array: _member(group, b.array, path) for b in self.bands})
+        num_patches = int(described.get("num_patches", group["index/id"].shape[0]))
+        for name, array in self.arrays.items():
+            sanity.check_image(array, [b for b in self.bands if b.array == name], num_patches=num_patches, patch_size=self.patch_size,
+                               file=path / name / "zarr.json")
+        for name in _names(group, "index"):
+            sanity.check_column(_member(group, f"index/{name}", path), name, num_rows=num_patches, folder=path / "index" / name)
         self.index = Index(*(_standard_column(group, name, path) for name in Index._fields))
         self.columns: Mapping[str, zarr.Array] = MappingProxyType(  # beyond the standard ones, as the source named them
             {name: group[f"index/{name}"] for name in sorted(group["index"].array_keys()) if name not in Index._fields})
@@ -107,8 +117,9 @@ class Corpus:
         return np.flatnonzero(usable & (self.index.split == SPLITS.index(split))).astype(np.int64)
 
 
-def open_corpus(path: str | os.PathLike[str], *, checked: bool = True) -> Corpus:
-    """Open a corpus. UsageError when there is none, it is unfinished, or of another version; RunError when metadata or index are damaged.
+def open_corpus(path: str | os.PathLike[str], *, checked: bool = True) -> Corpus | SeriesCorpus:
+    """Open a corpus of patches, series or pixels. UsageError when there is none, it is unfinished, or of another version; RunError when
+    metadata or index are damaged.
 
     `checked` compares every zarr.json and the index with the manifest; only what reports or mends the damage does without.
     """
@@ -129,9 +140,17 @@ def open_corpus(path: str | os.PathLike[str], *, checked: bool = True) -> Corpus
     if checked:
         _check_sealed(folder)
     try:
-        return Corpus(folder, group)
+        return SeriesCorpus(folder, group) if described.get("kind") in KINDS else Corpus(folder, group)
     except (KeyError, TypeError, AttributeError) as error:
         raise RunError(f"{folder / 'zarr.json'}: damaged metadata ({type(error).__name__}: {error})") from error
+
+
+def _names(group: zarr.Group, folder: str) -> list[str]:
+    """Names of the arrays in index/ or labels/."""
+    names = sorted(group[folder].array_keys()) if folder in group else []
+    for name in names:
+        sanity.check_name(name, f"{folder}: array")
+    return names
 
 
 def _check_sealed(folder: Path) -> None:
@@ -162,7 +181,7 @@ def _column(group: zarr.Group, name: str, path: Path) -> np.ndarray:
     array = _member(group, f"index/{name}", path)
     try:
         column = np.asarray(array[...])
-    except (ValueError, RuntimeError, OSError) as error:  # what zarr-python's codecs raise on damaged bytes
+    except (ValueError, RuntimeError, OSError, MemoryError) as error:  # what zarr-python's codecs raise on damaged bytes
         raise RunError(f"{path / 'index' / name}: damaged column ({error})") from error
     return column.astype(object) if column.dtype.kind == "T" else column
 
