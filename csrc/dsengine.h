@@ -15,6 +15,7 @@ enum dse_status {
   DSE_BAD_CODE = 4,      // a dihedral code is not 0..7
   DSE_NO_CUDA = 5,       // built without nvcc
   DSE_BAD_ISA = 6,       // not an instruction set of this CPU
+  DSE_NO_MEMORY = 7,
   DSE_CUDA_ERROR = 1000  // 1000 + cudaError_t
 };
 
@@ -51,6 +52,51 @@ DSE_API int dse_augment_cpu(const dse_augment_args* args, int32_t num_threads, i
 // All pointers on the device; mean is scratch, (num_views, num_samples, num_bands) float64. Asynchronous on `stream`
 // (a cudaStream_t). Offsets, codes and bands cannot be checked here without waiting for the device: the caller does.
 DSE_API int dse_augment_cuda(const dse_augment_args* args, double* mean, void* stream);
+
+// What byte-wise filters of a compressor left, undone: chunks of `chunk_bytes`, each in blocks of `block_bytes` (the last may be
+// shorter) that were filtered on their own. in and out do not overlap. See unfilter/unfilter.h.
+typedef struct {
+  const uint8_t* in;
+  uint8_t* out;
+  int64_t num_chunks, chunk_bytes;
+  int32_t block_bytes, typesize;
+  int32_t filter;  // dse_filter
+} dse_unfilter_args;
+
+enum dse_filter { DSE_FILTER_NONE = 0, DSE_FILTER_SHUFFLE = 1, DSE_FILTER_BITSHUFFLE = 2 };
+
+DSE_API int dse_unfilter_cpu(const dse_unfilter_args* args, int32_t num_threads);
+DSE_API int dse_unfilter_cuda(const dse_unfilter_args* args, void* stream);
+
+// Geometric views and blur of channels-last images, in and out of type `type`; arithmetic in float. See warp/warp.h.
+typedef struct {
+  const void* in;      // (num_samples, height, width, channels)
+  void* out;           // (num_samples, out_height, out_width, channels)
+  const float* theta;  // (num_samples, 2, 3): input row and column of output pixel (y, x) are theta (y, x, 1)
+  int64_t num_samples;
+  int32_t height, width, out_height, out_width, channels;
+  int32_t border;  // dse_border
+  int32_t type;    // dse_type
+} dse_warp_args;
+
+typedef struct {
+  const void* in;      // (num_samples, height, width, channels)
+  void* out;           // the same; may be `in` itself
+  const float* sigma;  // (num_samples,) pixels; 0 and below: the image as it is
+  float* scratch;      // CUDA: (num_samples, height, width, channels) float32; CPU: not used
+  int64_t num_samples;
+  int32_t height, width, channels;
+  int32_t radius;  // taps on each side, at most DSE_MAX_RADIUS and below height and width
+  int32_t type;    // dse_type
+} dse_blur_args;
+
+enum { DSE_MAX_RADIUS = 64 };
+enum dse_border { DSE_BORDER_ZEROS = 0, DSE_BORDER_EDGE = 1, DSE_BORDER_MIRROR = 2 };
+
+DSE_API int dse_warp_cpu(const dse_warp_args* args, int32_t num_threads, int32_t isa);
+DSE_API int dse_warp_cuda(const dse_warp_args* args, void* stream);
+DSE_API int dse_blur_cpu(const dse_blur_args* args, int32_t num_threads, int32_t isa);
+DSE_API int dse_blur_cuda(const dse_blur_args* args, void* stream);
 
 DSE_API const char* dse_message(int status);
 DSE_API int dse_best_isa(void);  // dse_isa in use on this CPU

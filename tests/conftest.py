@@ -1,6 +1,10 @@
 """Fixtures that every test may use; no test downloads anything."""
 
+import ctypes
 import os
+import shutil
+import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,3 +40,20 @@ def small_corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from dsengine.corpus.synth import synthesize
 
     return synthesize(tmp_path_factory.mktemp("corpus") / "small", num_patches=96, size=32, seed=3)
+
+
+@pytest.fixture(scope="session")
+def host_cuda(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], ctypes.CDLL]:
+    """Function that builds csrc/NAME/NAME_cuda.cu as C++ against the stand-in runtime of tests/cuda_on_host, so that it runs without a GPU."""
+    stand_in, folder = ROOT / "tests" / "cuda_on_host", tmp_path_factory.mktemp("cuda_on_host")
+
+    def build(name: str) -> ctypes.CDLL:
+        compiler = shutil.which("g++") or shutil.which("c++")
+        if compiler is None:
+            pytest.skip("no C++ compiler to build the CUDA source for the host")
+        target = folder / f"lib{name}.so"
+        flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", f"-I{stand_in}", f"-I{ROOT / 'csrc'}"]
+        subprocess.run([compiler, *flags, str(stand_in / f"{name}.cpp"), "-o", str(target)], check=True)
+        return ctypes.CDLL(str(target))
+
+    return build

@@ -6,15 +6,13 @@
 #include "augment/augment.h"
 
 #include <atomic>
-#include <exception>
-#include <thread>
-#include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
 #include "augment/augment_lanes.h"
+#include "threads.h"
 
 namespace {
 
@@ -275,14 +273,7 @@ int dse_augment_cpu(const dse_augment_args* args, int32_t num_threads, int32_t i
     for (int64_t k = next++; k < num_items; k = next++) item(*args, k, w);
     fence();
   };
-  std::vector<std::thread> threads;
-  try {
-    for (int64_t t = 1; t < num_threads && t < num_items; ++t) threads.emplace_back(run);
-  } catch (const std::exception&) {
-    // Fewer threads do the same work; the caller's own is one of them.
-  }
-  run();
-  for (std::thread& thread : threads) thread.join();
+  in_threads(num_threads < num_items ? num_threads : num_items, run);
   return DSE_OK;
 }
 

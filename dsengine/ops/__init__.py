@@ -2,5 +2,7 @@
 
 from dsengine.ops.augment_op import augment
 from dsengine.ops.library import build_info
+from dsengine.ops.unfilter_op import unfilter
+from dsengine.ops.warp_op import blur, warp
 
-__all__ = ["augment", "build_info"]
+__all__ = ["augment", "blur", "build_info", "unfilter", "warp"]

@@ -6,8 +6,6 @@ and y is 0 where the band has no data. The same definition in torch is ops/refer
 """
 
 import ctypes
-import warnings
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,8 +13,6 @@ from torch import Tensor
 from dsengine.errors import UsageError
 from dsengine.ops import library
 from dsengine.ops.reference import augment_reference
-
-_OUT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
 
 
 @torch.library.custom_op("dsengine::augment", mutates_args=())
@@ -41,7 +37,7 @@ def augment(sources: list[Tensor], bands: Tensor, center: Tensor, offset: Tensor
         return out
     if A.device.type == "cuda" and library.build_info()["cuda"]:
         return _augment_cuda(sources, bands, center, offset, code, A, T, b, size, out_channels, dtype, nodata)
-    _warn_slow(A.device.type)
+    library.warn_slow("augment", A.device.type)
     return augment_reference(sources, bands, center, offset, code, A, T, b, size, out_channels=out_channels,
                              dtype=dtype, nodata=nodata)
 
@@ -76,7 +72,7 @@ def _arguments(sources: list[Tensor], bands: Tensor, center: Tensor, offset: Ten
         bands=bands.data_ptr(), center=center.data_ptr(), offset=offset.data_ptr(), code=code.data_ptr(),
         A=A.data_ptr(), T=T.data_ptr(), b=b.data_ptr(), out=out.data_ptr(), num_views=A.shape[0],
         num_samples=A.shape[1], num_sources=len(sources), num_bands=A.shape[2], out_channels=out.shape[1],
-        size=out.shape[-1], nodata=nodata, out_type=_OUT_TYPES[out.dtype])
+        size=out.shape[-1], nodata=nodata, out_type=library.OUT_TYPES[out.dtype])
     for slot, source in enumerate(sources):
         args.source[slot] = library.Source(source.data_ptr(), *source.shape[1:])
     return args
@@ -120,11 +116,5 @@ def _check_numbers(num_sources: int, num_bands: int, size: int, out_channels: in
         raise UsageError(f"augment: size is {size}, it must be 1 or more")
     if out_channels is not None and not num_bands <= out_channels <= library.MAX_OUT_CHANNELS:
         raise UsageError(f"augment: out_channels is {out_channels}, legal: {num_bands} to {library.MAX_OUT_CHANNELS}")
-    if dtype not in _OUT_TYPES:
-        raise UsageError(f"augment: dtype is {dtype}, legal: {', '.join(map(str, _OUT_TYPES))}")
-
-
-@cache
-def _warn_slow(device: str) -> None:
-    warnings.warn(f"dsengine was built without a kernel for {device}: augment uses its slower torch form "
-                  "(put nvcc on PATH and run `pip install .` again)", stacklevel=3)
+    if dtype not in library.OUT_TYPES:
+        raise UsageError(f"augment: dtype is {dtype}, legal: {', '.join(map(str, library.OUT_TYPES))}")

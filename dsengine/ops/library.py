@@ -4,10 +4,13 @@ ctypes releases the GIL for the length of each call, so ops run beside Python th
 """
 
 import ctypes
+import warnings
 from ctypes import POINTER, Structure, c_char_p, c_float, c_int, c_int32, c_int64, c_void_p
 from functools import cache
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from dsengine.errors import RunError, UsageError
 
@@ -16,6 +19,7 @@ MAX_BANDS = 64
 MAX_OUT_CHANNELS = 80
 CUDA_ERROR = 1000
 BEST_ISA = 0
+OUT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # dse_type
 _ISA_NAMES = {1: "portable", 2: "avx2", 3: "avx512"}
 
 
@@ -35,6 +39,27 @@ class AugmentArgs(Structure):
         ("out_channels", c_int32), ("size", c_int32), ("nodata", c_int32), ("out_type", c_int32)]
 
 
+class UnfilterArgs(Structure):
+    """dse_unfilter_args."""
+
+    _fields_ = [("in_", c_void_p), ("out", c_void_p), ("num_chunks", c_int64), ("chunk_bytes", c_int64), ("block_bytes", c_int32),
+                ("typesize", c_int32), ("filter", c_int32)]
+
+
+class WarpArgs(Structure):
+    """dse_warp_args."""
+
+    _fields_ = [("in_", c_void_p), ("out", c_void_p), ("theta", c_void_p), ("num_samples", c_int64), ("height", c_int32), ("width", c_int32),
+                ("out_height", c_int32), ("out_width", c_int32), ("channels", c_int32), ("border", c_int32), ("type", c_int32)]
+
+
+class BlurArgs(Structure):
+    """dse_blur_args."""
+
+    _fields_ = [("in_", c_void_p), ("out", c_void_p), ("sigma", c_void_p), ("scratch", c_void_p), ("num_samples", c_int64), ("height", c_int32),
+                ("width", c_int32), ("channels", c_int32), ("radius", c_int32), ("type", c_int32)]
+
+
 def library_path() -> Path:
     """Where the build puts the library: beside this file."""
     return Path(__file__).with_name("libdsengine.so")
@@ -49,6 +74,12 @@ def library() -> ctypes.CDLL:
         raise RunError(f"{library_path()} does not load ({error}): run `pip install .` in the checkout") from error
     _declare(lib.dse_augment_cpu, c_int, POINTER(AugmentArgs), c_int32, c_int32)
     _declare(lib.dse_augment_cuda, c_int, POINTER(AugmentArgs), c_void_p, c_void_p)
+    _declare(lib.dse_unfilter_cpu, c_int, POINTER(UnfilterArgs), c_int32)
+    _declare(lib.dse_unfilter_cuda, c_int, POINTER(UnfilterArgs), c_void_p)
+    _declare(lib.dse_warp_cpu, c_int, POINTER(WarpArgs), c_int32, c_int32)
+    _declare(lib.dse_warp_cuda, c_int, POINTER(WarpArgs), c_void_p)
+    _declare(lib.dse_blur_cpu, c_int, POINTER(BlurArgs), c_int32, c_int32)
+    _declare(lib.dse_blur_cuda, c_int, POINTER(BlurArgs), c_void_p)
     _declare(lib.dse_message, c_char_p, c_int)
     _declare(lib.dse_best_isa, c_int)
     _declare(lib.dse_has_cuda, c_int)
@@ -69,6 +100,13 @@ def check_status(op: str, status: int) -> None:
     if status >= CUDA_ERROR:
         raise RunError(f"{op}: {message} {status - CUDA_ERROR}")
     raise UsageError(f"{op}: {message}")
+
+
+@cache
+def warn_slow(op: str, device: str) -> None:
+    """Say once for each op and kind of device that the torch form is used."""
+    warnings.warn(f"dsengine was built without a kernel for {device}: {op} uses its slower torch form "
+                  "(put nvcc on PATH and run `pip install .` again)", stacklevel=3)
 
 
 def _declare(function: Any, result: Any, *arguments: Any) -> None:

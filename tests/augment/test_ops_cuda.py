@@ -1,10 +1,7 @@
 """The CUDA source: on the host, through a stand-in runtime, its indexing and arithmetic; on a GPU, where there is one."""
 
 import ctypes
-import shutil
-import subprocess
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,19 +9,11 @@ import torch
 from dsengine import ops
 from dsengine.ops import augment_op, library
 
-HERE = Path(__file__).parent
-
 
 @pytest.fixture(scope="module")
-def host_kernel(tmp_path_factory, checkout) -> Callable[..., int]:
+def host_kernel(host_cuda) -> Callable[..., int]:
     """dse_augment_cuda compiled as C++."""
-    compiler = shutil.which("g++") or shutil.which("c++")
-    if compiler is None:
-        pytest.skip("no C++ compiler to build the CUDA source for the host")
-    target = tmp_path_factory.mktemp("cuda_on_host") / "libaugment.so"
-    flags = ["-std=c++20", "-O1", "-shared", "-fPIC", "-pthread", f"-I{HERE / 'cuda_on_host'}", f"-I{checkout / 'csrc'}"]
-    subprocess.run([compiler, *flags, str(HERE / "cuda_on_host" / "augment.cpp"), "-o", str(target)], check=True)
-    run = ctypes.CDLL(str(target)).dse_augment_cuda
+    run = host_cuda("augment").dse_augment_cuda
     run.argtypes = [ctypes.POINTER(library.AugmentArgs), ctypes.c_void_p, ctypes.c_void_p]
     return run
 
@@ -76,7 +65,7 @@ def test_the_cuda_op_equals_the_cpu_op(make_sources, make_operator, num_bands, o
 
 
 def test_a_device_without_a_kernel_uses_the_torch_form_and_says_so_once(recwarn):
-    augment_op._warn_slow.cache_clear()
-    augment_op._warn_slow("xpu")
-    augment_op._warn_slow("xpu")
+    library.warn_slow.cache_clear()
+    library.warn_slow("augment", "xpu")
+    library.warn_slow("augment", "xpu")
     assert len(recwarn) == 1 and "without a kernel for xpu" in str(recwarn[0].message)

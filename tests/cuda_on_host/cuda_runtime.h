@@ -16,6 +16,9 @@ struct dim3 {
   unsigned x;
   explicit dim3(unsigned value) : x(value) {}
 };
+struct ulonglong2 {
+  unsigned long long x, y;
+};
 typedef int cudaError_t;
 typedef void* cudaStream_t;
 constexpr cudaError_t cudaSuccess = 0, cudaErrorInvalidValue = 1;
