@@ -10,6 +10,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from dsengine.corpus.build.grid import SplitRule
 from dsengine.corpus.build.series_writer import SeriesBlock, SeriesWriter
 from dsengine.corpus.series_schema import SeriesLayout
 
@@ -23,7 +24,7 @@ class SeriesPlan:
     cut: Callable[[range], SeriesBlock]
     made_by: dict[str, Any]  # JSON; a build continues only under an equal one
     columns: Mapping[str, str] = field(default_factory=dict)
-    split: str = "given"
+    split: str | SplitRule = "given"
     seed: int = 0
     prepare: Callable[[], None] | None = None  # before the first cut of each start, such as unpacking to a scratch folder
     cleanup: Callable[[], None] | None = None  # after the corpus is complete

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dsengine.corpus.build.grid import BLOCK_DEG, split_codes
+from dsengine.corpus.build.grid import SplitRule, assign, split_rule
 from dsengine.corpus.build.metadata import add_columns, dump, label_attributes
 from dsengine.corpus.build.series_metadata import series_store
 from dsengine.corpus.build.writer import JOURNAL, _claim, _on_disk
@@ -43,16 +43,16 @@ class SeriesBlock(NamedTuple):
 class SeriesWriter:
     """Writes `num_rows` rows in order to `path`, a new folder or one that an equal build left unfinished.
 
-    `columns` are index columns beyond the standard ones, name -> dtype or "str". `split` is `block` (by place, so that lon and lat must be
-    known) or `given` (column `split`). Errors as in `build.writer.CorpusWriter`.
+    `columns` are index columns beyond the standard ones, name -> dtype or "str". `split` is a rule of
+    `build.grid.SplitRule`; by block lon and lat must be known, given means column `split`. Errors as in `build.writer.CorpusWriter`.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, layout: SeriesLayout, num_rows: int, made_by: dict[str, Any],
-                 columns: Mapping[str, str] = MappingProxyType({}), split: str = "block", seed: int = 0, overwrite: bool = False) -> None:
+                 columns: Mapping[str, str] = MappingProxyType({}), split: str | SplitRule = "block", seed: int = 0, overwrite: bool = False) -> None:
         if num_rows < 1:
             raise UsageError(f"num_rows={num_rows}: a corpus has at least 1 row")
         self.path, self.layout, self.num_rows, self.made_by = Path(path), layout, num_rows, made_by
-        self.columns, self.split, self.seed = dict(columns), split, seed
+        self.columns, self.split, self.seed = dict(columns), split_rule(split), seed
         self._journal = self.path / JOURNAL
         self._lock = _claim(self.path, self._header(), overwrite=overwrite)
         self._pool = ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0))), thread_name_prefix="dsengine-encode")
@@ -95,7 +95,7 @@ class SeriesWriter:
         """Write index, labels, splits and statistics and mark the corpus complete. Returns its path."""
         if self.next_row != self.num_rows:
             raise ValueError(f"finish at row {self.next_row} of {self.num_rows}")
-        splits = {"by": "block", "seed": self.seed, "block_deg": BLOCK_DEG} if self.split == "block" else {"by": self.split}
+        splits = self.split.described(self.seed)
         content = series_store(self.layout, self.num_rows, root={"complete": True, "made_by": self.made_by, "splits": splits},
                                attributes=self._statistics())
         for name in [*SERIES_INDEX, *self.columns]:
@@ -122,15 +122,17 @@ class SeriesWriter:
 
     def _header(self) -> dict[str, Any]:
         header = {"version": VERSION, "kind": self.layout.kind, "num_rows": self.num_rows, "seed": self.seed, "made_by": self.made_by,
-                  "layout": asdict(self.layout), "columns": self.columns, "split": self.split}
+                  "layout": asdict(self.layout), "columns": self.columns, "split": asdict(self.split)}
         return json.loads(json.dumps(header))
 
     def _columns(self, block: SeriesBlock) -> dict[str, np.ndarray]:
         index = {"quarantine": 0, **block.index}
         index.setdefault("split_lon", index.get("lon"))
         index.setdefault("split_lat", index.get("lat"))
+        if self.split.by != "given":
+            index.pop("split", None)  # the source's own, which another rule was asked to replace
         dtypes = {**{name: SERIES_INDEX[name] for name in ("lon", "lat", "quarantine")}, **_PLACE, **self.columns,
-                  **({"split": SERIES_INDEX["split"]} if self.split == "given" else {})}
+                  **({"split": SERIES_INDEX["split"]} if self.split.by == "given" else {})}
         if index.keys() != dtypes.keys():
             raise ValueError(f"index columns {sorted(index.keys() ^ dtypes.keys())} are missing or not legal: {', '.join(sorted(dtypes))}")
         return {name: np.broadcast_to(np.asarray(index[name], dtype=dtype), (self.next_count,)) for name, dtype in dtypes.items()}
@@ -179,8 +181,8 @@ class SeriesWriter:
     def _index_column(self, name: str) -> np.ndarray:
         if name == "id":
             return np.arange(self.num_rows, dtype=np.int64)
-        if name == "split" and self.split == "block":
-            return split_codes(self._collected("split_lon"), self._collected("split_lat"), seed=self.seed)
+        if name == "split":
+            return assign({needed: self._collected(needed) for needed in self.split.needs()}, self.split, seed=self.seed)
         return self._collected(name)
 
     def _statistics(self) -> dict[str, dict[str, Any]]:

@@ -55,7 +55,7 @@ def plan(args: argparse.Namespace) -> "Plan":
     decision = look(cut, choice=args.s2_offset, stated=Decision(0, _OFFSET_REASON[release.version]))
     layout = Layout(arrays=specs, patch_size=SIDE, resolution_m=10.0, labels=_labels(args))
     return Plan(layout=layout, num_patches=len(release), cut=Cut(release, specs, args.classes, args.maps, decision.offset if decision else 0),
-                made_by=_made_by(args, release, decision), seed=args.seed, split=split,
+                made_by=_made_by(args, release, decision), seed=args.seed, split="block" if release.split is None else "given",
                 columns={"tile": "str", **{name: EXTRA_DTYPES[name] for name in release.columns}})
 
 

@@ -1,0 +1,44 @@
+"""Parting the patches of a corpus that is there into train, val and test by another rule."""
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dsengine.corpus.build.grid import SplitRule, assign
+from dsengine.errors import UsageError
+
+if TYPE_CHECKING:
+    from dsengine.corpus.index import Corpus
+
+
+def resplit(corpus: "Corpus", rule: SplitRule, *, seed: int) -> None:
+    """Write index column `split` and root attribute `splits` anew, both or neither. UsageError for a rule that does not fit the corpus."""
+    from dsengine.corpus.columns import write_columns
+
+    if rule.by == "given":
+        raise UsageError("split=given is what a source knew when the corpus was built; legal here: block, random, column:NAME")
+    columns = {**corpus.index._asdict(), **{name: np.asarray(column[...]) for name, column in corpus.columns.items()}}
+    lon, lat = site_places(corpus, rule.block_deg)
+    codes = assign({**columns, "split_lon": lon, "split_lat": lat}, rule, seed=seed)
+    write_columns(corpus, {"split": codes}, root={"splits": rule.described(seed)})
+
+
+def site_places(corpus: "Corpus", block_deg: float) -> tuple[np.ndarray, np.ndarray]:
+    """(N,) degrees each: the place that decides a patch's split.
+
+    It is the middle of all patches of the same source where they lie within a block's size of each other, because patches of one raster
+    may overlap; else it is the patch itself.
+    """
+    lon, lat = corpus.index.lon.copy(), corpus.index.lat.copy()
+    sources, group = np.unique(corpus.index.source.astype(str), return_inverse=True)
+    least, most = (np.full((2, len(sources)), fill) for fill in (np.inf, -np.inf))
+    for axis, values in enumerate((lon, lat)):
+        np.minimum.at(least[axis], group, values)
+        np.maximum.at(most[axis], group, values)
+    extent = most - least
+    extent[0] *= np.cos(np.radians(np.clip((least[1] + most[1]) / 2, -89, 89)))
+    small = (extent <= block_deg).all(axis=0) & (sources != "")
+    middle = (least + most) / 2
+    inside = small[group]
+    lon[inside], lat[inside] = middle[0, group[inside]], middle[1, group[inside]]
+    return lon, lat
