@@ -129,7 +129,7 @@ def open_corpus(path: str | os.PathLike[str], *, checked: bool = True) -> Corpus
     try:
         group = zarr.open_group(folder, mode="r")
         described = group.attrs.get("dsengine")
-    except (ValueError, KeyError, TypeError, FileNotFoundError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, FileNotFoundError) as error:
         raise UsageError(f"{folder} is not a corpus: its zarr.json cannot be read as a Zarr v3 group ({error})") from error
     if not isinstance(described, dict):
         raise UsageError(f"{folder} is a Zarr group but not a corpus: it has no attribute `dsengine`")
@@ -141,7 +141,9 @@ def open_corpus(path: str | os.PathLike[str], *, checked: bool = True) -> Corpus
         _check_sealed(folder)
     try:
         return SeriesCorpus(folder, group) if described.get("kind") in KINDS else Corpus(folder, group)
-    except (KeyError, TypeError, AttributeError) as error:
+    except (UsageError, RunError):
+        raise
+    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError, NotImplementedError) as error:
         raise RunError(f"{folder / 'zarr.json'}: damaged metadata ({type(error).__name__}: {error})") from error
 
 

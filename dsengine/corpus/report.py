@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from pathlib import Path
 
 import numpy as np
 from rich.box import SIMPLE_HEAD
@@ -11,7 +12,7 @@ from rich.text import Text
 
 from dsengine.corpus.index import Corpus
 from dsengine.corpus.schema import SPLITS, UNKNOWN_TIME
-from dsengine.corpus.verify import Problem
+from dsengine.corpus.verify import Problem, Verified
 
 MAX_ROWS = 40  # of a table about files or damage
 
@@ -39,14 +40,37 @@ def stats_table(corpus: Corpus) -> Table:
     return table
 
 
-def damage_table(problems: Sequence[Problem]) -> Table:
-    """File, array and patch of each problem."""
-    table = Table(title=f"problems: {len(problems)}" + (f", the first {MAX_ROWS}" if len(problems) > MAX_ROWS else ""), title_justify="left")
+def damage_table(problems: Sequence[Problem], path: Path) -> Table:
+    """File below `path`, array and patch of each problem."""
+    table = Table(title=f"problems: {len(problems)}" + (f", the first {MAX_ROWS}" if len(problems) > MAX_ROWS else ""), title_justify="left",
+                  box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("file", "array", "patch", "what"):
         table.add_column(heading, overflow="fold")
     for problem in problems[:MAX_ROWS]:
-        table.add_row(Text(str(problem.file)), problem.array, "-" if problem.patch < 0 else str(problem.patch), Text(problem.what))
+        file = problem.file.relative_to(path) if problem.file.is_relative_to(path) else problem.file
+        table.add_row(Text(str(file)), Text(problem.array), _patches(problem), Text(problem.what))
     return table
+
+
+def verdict(path: Path, result: Verified, *, before: np.ndarray, after: np.ndarray, rest: Sequence[Problem]) -> str:
+    """The last line of `corpus verify`; `before` and `after` are column `quarantine`, `rest` the problems outside quarantine."""
+    line = f"{path}: {result.num_chunks} chunks of {len(result.corpus)} patches checked, {len(result.problems)} problems"
+    set_aside, released = np.count_nonzero((before == 0) & (after != 0)), np.count_nonzero((before != 0) & (after == 0))
+    if set_aside:
+        line += f"; {set_aside} patches put in quarantine"
+    if released:
+        line += f"; {released} patches let back in"
+    if inside := np.count_nonzero(after):
+        line += f"; {inside} patches in quarantine"
+    if rest and any(problem.patch >= 0 for problem in rest):
+        line += f"; `dsengine corpus verify --quarantine {path}` leaves damaged patches out of every split"
+    return line
+
+
+def _patches(problem: Problem) -> str:
+    if problem.patch < 0:
+        return "-"
+    return str(problem.patch) if problem.num_patches == 1 else f"{problem.patch}-{problem.patch + problem.num_patches - 1}"
 
 
 def _summary(corpus: Corpus) -> Table:

@@ -1,29 +1,33 @@
-"""Checks a corpus on disk: every chunk against its crc32c and size, index, labels, and statistics against the pixels."""
+"""Checks a corpus on disk: every file against the manifest, every chunk against its crc32c and size, index, labels, and statistics."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-import google_crc32c
 import numpy as np
 import zarr
 from zarr.codecs import ShardingCodec
 
-from dsengine.corpus.index import Corpus
-from dsengine.corpus.shards import MISSING, decoder, read_table
-from dsengine.corpus.stats import BandSums, band_sums, statistics
+from dsengine.corpus.index import Corpus, open_corpus
+from dsengine.corpus.schema import UNKNOWN_TIME
+from dsengine.corpus.seal import differences, finish
+from dsengine.corpus.series import SeriesCorpus
+from dsengine.corpus.stored import Stored, chunk_rows, stored_chunks
+from dsengine.corpus.totals import PatchTotals, SeriesTotals
+from dsengine.errors import RunError, UsageError
 
-DECODED = frozenset({"bytes", "blosc", "zstd", "crc32c"})
 RTOL = 1e-9  # of statistics; ours are exact, another writer's may round
+Progress = Callable[[int, int], None]
 
 
 class Problem(NamedTuple):
-    """One thing that is wrong. `patch` is -1 where it is not about one patch."""
+    """One thing that is wrong. `patch` is -1 where it is not about patches, else the first of `num_patches`."""
 
     file: Path
     array: str
     patch: int
     what: str
+    num_patches: int = 1
 
 
 class Verified(NamedTuple):
@@ -31,142 +35,123 @@ class Verified(NamedTuple):
 
     num_chunks: int
     problems: list[Problem]
+    corpus: Corpus | SeriesCorpus | None = None  # None where it cannot be opened
 
 
-def verify(corpus: Corpus, *, progress: Callable[[int, int], None] | None = None) -> Verified:
+def verify_path(path: Path, *, progress: Progress | None = None) -> Verified:
+    """`verify` of what lies at `path`, also where damaged metadata or index keep it from being opened; completes an interrupted edit first.
+
+    UsageError when there is no complete corpus and no sign that there was one.
+    """
+    finish(path)
+    broken = [Problem(path / name, name.rpartition("/")[0] or "-", -1, what) for name, what in differences(path)]
+    try:
+        corpus = open_corpus(path, checked=False)
+    except (UsageError, RunError) as error:
+        if not broken and isinstance(error, UsageError):
+            raise
+        return Verified(0, broken or [Problem(path, "-", -1, str(error))])
+    return verify(corpus, progress=progress)
+
+
+def verify(corpus: Corpus | SeriesCorpus, *, progress: Progress | None = None) -> Verified:
     """Read everything once. Problems are returned, not raised."""
-    problems = _check_index(corpus)
+    problems = [Problem(corpus.path / name, name.rpartition("/")[0] or "-", -1, what) for name, what in differences(corpus.path)]
+    problems += _check_index(corpus)
+    arrays = dict(_arrays(zarr.open_group(corpus.path, mode="r")))
+    totals = PatchTotals(corpus) if isinstance(corpus, Corpus) else SeriesTotals(corpus)
     num_chunks = 0
-    valid, samples = np.zeros(len(corpus)), 0
-    members = {**corpus.arrays, **{f"labels/{name}": array for name, array in corpus.labels.items()}}
-    for number, (name, array) in enumerate(members.items()):
-        if shape_problem := _check_shape(corpus, name, array):
-            problems.append(shape_problem)
-            continue
-        sums = None
-        for row, chunk, found in _chunks(corpus.path, name, array):
-            problems += found
-            num_chunks += chunk is not None
-            if chunk is not None and name in corpus.arrays:
-                part, valid_NC = band_sums(chunk, nodata=array.attrs["nodata"])
-                sums = part if sums is None else sums.add(part)
-                valid[row:row + len(chunk)] += valid_NC.sum(axis=1)
-            elif chunk is not None and found == []:
-                problems += _check_label(corpus.path, name, array, row, chunk)
-            if progress and row >= 0:
-                progress((number * len(corpus) + row) // len(members), len(corpus))
-        if name in corpus.arrays:
-            samples += int(np.prod(array.shape[1:]))
-            if sums is not None and not any(p.array == name for p in problems):
-                problems += _check_statistics(corpus.path, name, array, sums)
-    if not problems:
-        wrong = np.flatnonzero(~np.isclose(corpus.index.nodata_fraction, 1.0 - valid / samples, atol=1e-6))
-        problems += [Problem(corpus.path / "index/nodata_fraction", "index", int(row), "does not agree with the pixels") for row in wrong]
-    return Verified(num_chunks, problems)
+    for number, (name, array) in enumerate(arrays.items()):
+        found: list[Problem] = []
+        for chunk in stored_chunks(corpus.path / name, array):
+            num_chunks += chunk.values is not None
+            if chunk.values is None:
+                found += _damage(corpus, name, array, chunk, measured=name in totals.names)
+            elif name in totals.names and chunk.values.shape[1:] != array.shape[1:]:
+                found.append(Problem(chunk.file, name, -1, f"chunks of {chunk.values.shape}; legal: whole rows of {array.shape[1:]}"))
+            elif name in totals.names:
+                totals.add(name, array, chunk)
+            else:
+                found += _check_values(corpus, name, array, chunk)
+            if progress:
+                progress((number * len(corpus) + min(chunk.start[0], len(corpus))) // len(arrays), len(corpus))
+        if name in totals.names and not found:
+            found += _check_statistics(corpus.path, name, array, totals.statistics(name, array))
+        problems += found
+    fits = totals.nodata_fits()
+    problems += [Problem(corpus.path / "index/nodata_fraction", "index", int(row), "does not agree with the pixels") for row in np.flatnonzero(~fits)]
+    return Verified(num_chunks, problems, corpus)
 
 
-def _check_index(corpus: Corpus) -> list[Problem]:
+def _arrays(group: zarr.Group) -> Iterator[tuple[str, zarr.Array]]:
+    """Every array of a corpus by its path, sorted."""
+    members = sorted(group.members(max_depth=None), key=lambda member: member[0])
+    return ((name, member) for name, member in members if isinstance(member, zarr.Array))
+
+
+def _damage(corpus: Corpus | SeriesCorpus, name: str, array: zarr.Array, chunk: Stored, *, measured: bool) -> list[Problem]:
+    """What an unreadable or absent chunk means. `measured`: the array holds values of a sensor, which are never left out."""
+    if chunk.absent and not measured and not isinstance(array.metadata.codecs[0], ShardingCodec):
+        return []  # all fill value: zarr-python does not store such chunks; the manifest knows whether there was one
+    if chunk.file.name == "zarr.json" or not (measured or name.startswith("labels/")):
+        return [Problem(chunk.file, name, -1, chunk.what)]
+    return [Problem(chunk.file, name, chunk.start[0], chunk.what, min(chunk_rows(array), len(corpus) - chunk.start[0]))]
+
+
+def _check_index(corpus: Corpus | SeriesCorpus) -> list[Problem]:
     index, folder = corpus.index, corpus.path / "index"
-    stated = corpus.attributes.get("num_patches", len(corpus))
-    problems = [Problem(folder / name, "index", -1, f"{len(column)} rows, the corpus has {stated}")
-                for name, column in index._asdict().items() if len(column) != stated]
+    columns = index._asdict() if isinstance(corpus, Corpus) else dict(index)
+    problems = [Problem(folder / name, "index", -1, f"{len(column)} rows, the corpus has {len(corpus)}")
+                for name, column in columns.items() if len(column) != len(corpus)]
     if problems:
         return problems
-    bad = {
-        "id": index.id != np.arange(len(index.id)),
-        "lon": ~(np.abs(index.lon) <= 180),
-        "lat": ~(np.abs(index.lat) <= 90),
-        "split": index.split > 2,
-        "nodata_fraction": ~((index.nodata_fraction >= 0) & (index.nodata_fraction <= 1)),
+    tests: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+        "id": lambda v: v == np.arange(len(v)),
+        "lon": lambda v: np.abs(v) <= 180,
+        "lat": lambda v: np.abs(v) <= 90,
+        "split": lambda v: v <= 2,
+        "epsg": lambda v: v >= 0,
+        "x": lambda v: ~np.isinf(v),
+        "y": lambda v: ~np.isinf(v),
+        "time_s2": lambda v: (v == UNKNOWN_TIME) | (v > 0),
+        "time_s1": lambda v: (v == UNKNOWN_TIME) | (v > 0),
+        "nodata_fraction": lambda v: (v >= 0) & (v <= 1),
+        "cloud_fraction": lambda v: np.isnan(v) | ((v >= 0) & (v <= 1)),
     }
-    return [Problem(folder / name, "index", int(row), f"value {getattr(index, name)[row]} is not legal")
-            for name, wrong in bad.items() for row in np.flatnonzero(wrong)]
+    return [Problem(folder / name, "index", int(row), f"value {columns[name][row]} is not legal")
+            for name, legal in tests.items() if name in columns for row in np.flatnonzero(~legal(columns[name]))]
 
 
-def _check_shape(corpus: Corpus, name: str, array: zarr.Array) -> Problem | None:
-    bands = [band for band in corpus.bands if band.array == name]
-    if bands:
-        side = corpus.patch_size // bands[0].factor
-        legal: tuple[int, ...] = (len(corpus), len(bands), side, side)
-    else:
-        tail = {"class": (), "classmap": (corpus.patch_size,) * 2}.get(array.attrs.get("kind"), array.shape[1:])
-        legal = (len(corpus), *tail)
-    return None if array.shape == legal else Problem(corpus.path / name, name, -1, f"shape {array.shape}, expected {legal}")
+def _check_values(corpus: Corpus | SeriesCorpus, name: str, array: zarr.Array, chunk: Stored) -> list[Problem]:
+    if name.startswith("labels/"):
+        return _check_label(chunk, name, dict(array.attrs))
+    if name == "neighbours/indices" and chunk.values.size and not (0 <= chunk.values.min() and chunk.values.max() < len(corpus)):
+        return [Problem(chunk.file, name, -1, f"rows outside 0..{len(corpus) - 1}")]
+    if name == "neighbours/indptr" and (np.diff(chunk.values) < 0).any():
+        return [Problem(chunk.file, name, -1, "does not ascend")]
+    return []
 
 
-def _chunks(path: Path, name: str, array: zarr.Array) -> Iterator[tuple[int, np.ndarray | None, list[Problem]]]:
-    """(first row, decoded rows or None when they cannot be had, problems) for each chunk of an array."""
-    codec = array.metadata.codecs[0]
-    inner = [c.to_dict()["name"] for c in codec.codecs] if isinstance(codec, ShardingCodec) else []
-    ours = isinstance(codec, ShardingCodec) and codec.index_location.value == "end" and DECODED.issuperset(inner) and codec.chunk_shape[0] == 1
-    if not ours:
-        yield from _plain_chunks(path, name, array)
-        return
-    rows_per_shard = array.metadata.chunk_grid.chunk_shape[0]
-    for shard in range(-(-array.shape[0] // rows_per_shard)):
-        rows = range(shard * rows_per_shard, min(array.shape[0], (shard + 1) * rows_per_shard))
-        file = path / name / array.metadata.encode_chunk_key((shard, *[0] * (array.ndim - 1)))
-        yield from _shard_chunks(file, name, array, rows, num_slots=rows_per_shard, inner=inner)
+def _check_label(chunk: Stored, name: str, attrs: Mapping[str, Any]) -> list[Problem]:
+    ignored = set() if attrs.get("ignore") is None else {int(attrs["ignore"])}
+    legal = {0, 1} if attrs.get("kind") == "multilabel" else {int(value) for value in attrs["classes"]} | ignored
+    wrong = ~np.isin(chunk.values, sorted(legal)).reshape(len(chunk.values), -1)
+    return [Problem(chunk.file, name, chunk.start[0] + int(row), f"value {_listed(chunk.values[row].ravel()[wrong[row]])} is not in the class table")
+            for row in np.flatnonzero(wrong.any(axis=1))]
 
 
-def _shard_chunks(file: Path, name: str, array: zarr.Array, rows: range, *, num_slots: int,
-                  inner: list[str]) -> Iterator[tuple[int, np.ndarray | None, list[Problem]]]:
-    try:
-        table = read_table(file, num_slots)
-    except (OSError, ValueError) as error:
-        why = "missing file" if isinstance(error, FileNotFoundError) else str(error)
-        yield rows[0], None, [Problem(file, name, row, why) for row in rows]
-        return
-    decode, checked = decoder(inner), inner[-1] == "crc32c"
-    dtype = array.dtype.newbyteorder("<")
-    with open(file, "rb") as handle:
-        for row, (start, length) in zip(rows, table[:len(rows)], strict=True):
-            if start == MISSING:
-                yield row, None, [Problem(file, name, row, "missing chunk")]
-                continue
-            handle.seek(int(start))
-            body = handle.read(int(length))
-            if checked and (len(body) < 4 or google_crc32c.value(body[:-4]) != int.from_bytes(body[-4:], "little")):
-                yield row, None, [Problem(file, name, row, "crc32c does not match")]
-                continue
-            yield row, *_decoded(decode, body[:-4] if checked else body, file, name, row, shape=(1, *array.shape[1:]), dtype=dtype)
+def _listed(values: np.ndarray) -> str:
+    return ", ".join(map(str, np.unique(values)[:5].tolist()))
 
 
-def _decoded(decode: Callable[[bytes], bytes], body: bytes, file: Path, name: str, row: int, *, shape: tuple[int, ...],
-             dtype: np.dtype) -> tuple[np.ndarray | None, list[Problem]]:
-    try:
-        return np.frombuffer(decode(body), dtype).reshape(shape), []
-    except (ValueError, RuntimeError) as error:
-        return None, [Problem(file, name, row, f"cannot be decoded: {error}")]
-
-
-def _plain_chunks(path: Path, name: str, array: zarr.Array) -> Iterator[tuple[int, np.ndarray | None, list[Problem]]]:
-    """Arrays of another layout, such as small label vectors: whatever zarr-python raises is the problem."""
-    step = array.chunks[0]
-    for row in range(0, array.shape[0], step):
-        try:
-            yield row, np.asarray(array[row:row + step]), []
-        except (ValueError, RuntimeError, OSError) as error:
-            yield row, None, [Problem(path / name, name, row, str(error))]
-
-
-def _check_label(path: Path, name: str, array: zarr.Array, row: int, chunk: np.ndarray) -> list[Problem]:
+def _check_statistics(path: Path, name: str, array: zarr.Array, measured: Mapping[str, Any]) -> list[Problem]:
     attrs = dict(array.attrs)
-    if attrs.get("kind") == "multilabel":
-        legal = {0, 1}
-    else:
-        legal = {int(value) for value in attrs["classes"]} | {attrs.get("ignore")}
-    unknown = sorted({int(v) for v in np.unique(chunk)} - legal)
-    return [Problem(path / name, name, row, f"value {', '.join(map(str, unknown))} is not in the class table")] if unknown else []
-
-
-def _check_statistics(path: Path, name: str, array: zarr.Array, sums: BandSums) -> list[Problem]:
-    attrs = dict(array.attrs)
-    if "mean" not in attrs:
+    keys = ("mean", "std", "count")
+    if any(key not in attrs for key in keys):
         return [Problem(path / name / "zarr.json", name, -1, f"no statistics: run `dsengine corpus stats {path}`")]
     problems = []
-    for key, values in statistics(sums, scale_factor=attrs["scale_factor"], add_offset=attrs["add_offset"]).items():
-        for band, stored, found in zip(attrs["bands"], attrs[key], values, strict=True):
+    for key in keys:
+        for band, stored, found in zip(attrs["bands"], attrs[key], measured[key], strict=True):
             if stored != found and (None in (stored, found) or not np.isclose(stored, found, rtol=RTOL, atol=0)):
                 problems.append(Problem(path / name / "zarr.json", name, -1, f"{key} of {band} is {stored}, the pixels give {found}"))
     return problems

@@ -52,9 +52,10 @@ class Extent(NamedTuple):
 
 
 def damage(layout: ChunkLayout, patch: int, problem: str) -> RunError:
-    """The one-line error of a shard that cannot be used: file, array, patch, what is wrong."""
+    """The one-line error of a shard that cannot be used: file, array, patch, what is wrong, the way out."""
     path = layout.shard_path(patch // layout.patches_per_shard)
-    return RunError(f"{path}: array {layout.name}, patch {patch}: {problem}; restore the file or rebuild the corpus")
+    return RunError(f"{path}: array {layout.name}, patch {patch}: {problem}; restore the file, or leave the patch out by "
+                    f"`dsengine corpus verify --quarantine {layout.directory.parent}`")
 
 
 class ShardIndex:

@@ -8,6 +8,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc, zstd
 
+from dsengine.corpus.frames import declared_bytes
 from dsengine.data.chunks import Chunk
 
 CRC_BYTES = 4
@@ -27,8 +28,7 @@ def decode(chunk: Chunk, out_CHW: np.ndarray) -> None:
     if chunk.layout.compressor == "none":
         _copy(chunk, body, out_CHW)
         return
-    if chunk.layout.compressor == "blosc":
-        _check_blosc_header(chunk, body)
+    (_check_blosc_header if chunk.layout.compressor == "blosc" else _check_zstd_header)(chunk, body)
     try:
         (blosc if chunk.layout.compressor == "blosc" else zstd).decompress(body, out_CHW)
     except (RuntimeError, ValueError) as error:
@@ -58,3 +58,13 @@ def _check_blosc_header(chunk: Chunk, body: np.ndarray) -> None:
     if header["nbytes"] != want or header["cbytes"] != body.nbytes:
         raise chunk.fail(f"its blosc header says {header['cbytes']} -> {header['nbytes']} bytes, "
                          f"found {body.nbytes} -> {want}")
+
+
+def _check_zstd_header(chunk: Chunk, body: np.ndarray) -> None:
+    """Refuse a frame of another size: zstd would leave the rest of the patch as it was."""
+    try:
+        size = declared_bytes("zstd", memoryview(body))
+    except ValueError as error:
+        raise chunk.fail(f"the chunk does not decode ({error})") from error
+    if size != chunk.layout.patch_bytes:
+        raise chunk.fail(f"its zstd header says {size} bytes, one patch has {chunk.layout.patch_bytes}")
