@@ -6,9 +6,15 @@ from importlib import import_module
 from pathlib import Path
 from pkgutil import iter_modules
 from types import ModuleType
+from typing import TYPE_CHECKING
 
+from dsengine.corpus.commands._splits import add_split_arguments, with_split
 from dsengine.corpus.commands._terminal import progress_bar, show
 from dsengine.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from dsengine.corpus.build.plan import Plan
+    from dsengine.corpus.build.series_plan import SeriesPlan
 
 
 def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -16,6 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("out", type=Path, metavar="OUT")
     parser.add_argument("--source", required=True, metavar="NAME", help=", ".join(source_names()) + "; `--source NAME --help` lists its flags")
     parser.add_argument("--seed", type=int, default=0, help="of the split into train, val and test (default: 0)")
+    add_split_arguments(parser, flag="--split", legal="block|random|column:NAME|given")
+    parser.add_argument("--label", action="append", default=[], metavar="NAME=KIND:PATH,...", help=(
+        "a label from a map of its own, KIND corine, osm, raster, vector or points; with source geotiff also NAME=GLOB, class maps on the "
+        "grids of its files; may be repeated"))
     name = _named_source(argv) if "corpus" in argv and "build" in argv else None
     if name is not None:
         _source(name).add_arguments(parser.add_argument_group(f"source {name}"))
@@ -26,11 +36,29 @@ def run(args: argparse.Namespace) -> int:
     from dsengine.corpus.build.plan import build_corpus
     from dsengine.corpus.build.series_plan import SeriesPlan, build_series
 
-    plan = _source(args.source).plan(args)
+    plan = with_split(_labelled_plan(args), args)
     series = isinstance(plan, SeriesPlan)
     with progress_bar("rows" if series else "patches", plan.num_patches) as advance:
         path = (build_series if series else build_corpus)(args.out, plan, progress=advance)
     return show(path)
+
+
+def _labelled_plan(args: argparse.Namespace) -> "Plan | SeriesPlan":
+    """The plan of the source, with the labels of --label. UsageError where the source cannot have them."""
+    from dsengine.corpus.build import labelling
+    from dsengine.corpus.build.plan import Plan
+
+    source = _source(args.source)
+    requests, args.label = labelling.parse(args.label)
+    if args.label and not getattr(source, "LABEL_GLOBS", False):
+        raise UsageError(f"--label {args.label[0]}: source {args.source} has no class maps beside its files; legal: NAME=KIND:PATH[,option=value...] "
+                         f"with KIND one of {', '.join(labelling.kinds())}")
+    plan = source.plan(args)
+    if isinstance(plan, Plan):
+        return labelling.add_labels(plan, requests)
+    if requests:
+        raise UsageError(f"--label {requests[0].name}: source {args.source} makes series, not patches; labels are drawn on patches")
+    return plan
 
 
 def source_names() -> list[str]:

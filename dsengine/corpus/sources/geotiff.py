@@ -11,6 +11,8 @@ from dsengine.errors import UsageError
 if TYPE_CHECKING:
     from dsengine.corpus.build.plan import Plan
 
+LABEL_GLOBS = True  # this source takes `--label NAME=GLOB`: class maps on the grids of its sites
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `corpus build --source geotiff`."""
@@ -18,7 +20,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stride", type=int, help="pixels between windows (default: the size)")
     parser.add_argument("--s2", nargs="+", metavar="GLOB", help="Sentinel-2 L2A files, 12 bands")
     parser.add_argument("--s1", nargs="+", metavar="GLOB", help="Sentinel-1 files, VV and VH in dB")
-    parser.add_argument("--label", action="append", default=[], metavar="NAME=GLOB", help="a class map on the same grid; may be repeated")
     parser.add_argument("--s2-offset", default="auto", metavar="auto|0|-1000|FILE",
                        help="what to add to S2 numbers to take out the offset of baseline 04.00; FILE is a table file stem -> offset (default: auto)")
     for flag in ("--s2-bands", "--s1-bands"):
@@ -44,11 +45,7 @@ def plan(args: argparse.Namespace) -> "Plan":
             names = [pairing.canonical_band(name) for name in named.split(",")] if named else None
             parts[sensor] = pairing.layers(getattr(args, sensor), bands, what=f"--{sensor}", names=names)
     for text in args.label:
-        name, equals, pattern = text.partition("=")
-        if not (equals and name.isidentifier() and pattern):
-            raise UsageError(f"--label {text}: legal: NAME=GLOB with a name of letters, digits and _")
-        if f"label {name}" in parts:
-            raise UsageError(f"--label {name} is given twice")
+        name, _, pattern = text.partition("=")
         parts[f"label {name}"] = pairing.layers([pattern], ("class",), what=f"--label {name}")
     sites = pairing.pair(parts)
     options = sampling.Options(
