@@ -25,7 +25,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--root", type=Path, required=True, metavar="DIR", help="holds BigEarthNet-v1.0 or BigEarthNet-S2, BigEarthNet-S1...")
     parser.add_argument("--sensors", default="s2,s1", help="s2,s1 (default), s2 or s1")
     parser.add_argument("--classes", type=int, default=19, choices=(19, 43), help="multi-label nomenclature (default: 19; 43 for release 1.0 only)")
-    parser.add_argument("--split", choices=("given", "block"), help="given: the official one; block: by Sentinel-2 tile (default: given if there is one)")
     parser.add_argument("--splits", type=Path, metavar="DIR", help="release 1.0: folder of train.csv, val.csv, test.csv with S2 and S1 patch names")
     parser.add_argument("--exclude", type=Path, nargs="+", default=[], metavar="FILE", help="lists of patches to leave out, such as those with snow or cloud")
     parser.add_argument("--partial", action="store_true", help="build from the patches that are on disk, where tables or pairs name more")
@@ -44,11 +43,6 @@ def plan(args: argparse.Namespace) -> "Plan":
     from dsengine.corpus.sources._bigearthnet_table import EXTRA_DTYPES
 
     release = _release(args)
-    split = args.split or ("block" if release.split is None else "given")
-    if split == "given" and release.split is None:
-        raise UsageError("--split given: this release has no split for every patch; legal: --splits DIR (release 1.0), or --split block")
-    if split == "block" and release.split is not None:
-        release = _without_split(release)
     specs = tuple(spec for sensor in release.names for spec in
                   (_patches.s2_specs(S2_BANDS, native=True) if sensor == "s2" else (_patches.s1_spec(),)))
     cut = Cut(release, specs, args.classes, args.maps, 0)
@@ -86,12 +80,6 @@ def _lines(path: Path) -> list[str]:
         return path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"--exclude {path}: cannot be read ({error})") from error
-
-
-def _without_split(release: "Release") -> "Release":
-    from dataclasses import replace
-
-    return replace(release, split=None)
 
 
 def _labels(args: argparse.Namespace) -> "tuple[LabelSpec, ...]":
