@@ -68,10 +68,15 @@ def covered(path: Path) -> list[str]:
 
 def first_seal(path: Path, root: bytes) -> bytes:
     """Write the manifest of a corpus whose files are all there but for `root`, its own zarr.json; returns that with attribute `sealed`."""
-    described = _marked(root)
-    files = {name: digest((path / name).read_bytes()) for name in covered(path) if name != "zarr.json"}
-    write_file(path / MANIFEST, [manifest_bytes({**files, "zarr.json": digest(described)})])
+    manifest, described = sealed({name: digest((path / name).read_bytes()) for name in covered(path) if name != "zarr.json"}, root)
+    write_file(path / MANIFEST, [manifest])
     return described
+
+
+def sealed(files: Mapping[str, str], root: bytes) -> tuple[bytes, bytes]:
+    """(the manifest, the root's zarr.json with attribute `sealed`) of a corpus with `files` (relative path -> sha256) and `root`."""
+    described = _marked(root)
+    return manifest_bytes({**files, "zarr.json": digest(described)}), described
 
 
 def seal(path: str | os.PathLike[str], *changed: str) -> None:

@@ -12,8 +12,9 @@ from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
 from dsengine.corpus.schema import NODATA, VERSION, LabelSpec, Layout
-from dsengine.corpus.seal import first_seal
-from dsengine.corpus.shards import BLOSC_BLOCK, write_file
+from dsengine.corpus.seal import MANIFEST, digest, first_seal, sealed
+from dsengine.corpus.shards import BLOSC_BLOCK
+from dsengine.corpus.storage import LocalStorage, Storage
 
 COLUMN_ROWS = 65536  # rows in one chunk of an index column
 
@@ -67,16 +68,22 @@ def label_attributes(label: LabelSpec) -> dict[str, Any]:
     return {"kind": label.kind, "classes": {str(value): name for value, name in label.classes.items()}, "ignore": label.ignore}
 
 
-def dump(content: Mapping[str, Buffer], path: Path) -> None:
-    """Copy every key to files under `path`, the root's own zarr.json last: it is what says that the corpus is complete.
+def dump(content: Mapping[str, Buffer], place: Path | Storage) -> None:
+    """Write every key to `place`, the root's own zarr.json last: it is what says that the corpus is complete.
 
-    A complete corpus gets its manifest just before that.
+    A complete corpus gets its manifest just before that: in a folder given as a Path of all files there, in a Storage of `content`.
     """
+    storage = LocalStorage(place) if isinstance(place, Path) else place
+    data = {key: content[key].to_bytes() for key in sorted(content.keys() - {"zarr.json"})}
+    storage.concurrently(lambda item: storage.put(item[0], [item[1]]), data.items())
     root = content["zarr.json"].to_bytes()
-    for key in sorted(content.keys() - {"zarr.json"}):
-        write_file(path / key, [content[key].to_bytes()])
-    complete = json.loads(root)["attributes"]["dsengine"].get("complete")
-    write_file(path / "zarr.json", [first_seal(path, root) if complete else root])
+    if json.loads(root)["attributes"]["dsengine"].get("complete"):
+        if isinstance(place, Path):
+            root = first_seal(place, root)
+        else:
+            manifest, root = sealed({key: digest(value) for key, value in data.items()}, root)
+            storage.put(MANIFEST, [manifest])
+    storage.put("zarr.json", [root])
 
 
 def _sharded(group: zarr.Group, name: str, shape: tuple[int, ...], layout: Layout, *, dtype: str, fill_value: int,

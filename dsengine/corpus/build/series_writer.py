@@ -6,7 +6,6 @@ A block is one shard of every array; its journal entry with index columns, label
 import io
 import json
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -16,14 +15,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsengine.corpus.build import journal
 from dsengine.corpus.build.grid import SplitRule, assign, split_rule
 from dsengine.corpus.build.metadata import add_columns, dump, label_attributes
 from dsengine.corpus.build.series_metadata import series_store
-from dsengine.corpus.build.writer import JOURNAL, _claim, _on_disk
-from dsengine.corpus.schema import NODATA, VERSION
+from dsengine.corpus.build.shard import on_disk
+from dsengine.corpus.schema import NODATA, UNKNOWN_TIME, VERSION
 from dsengine.corpus.series_schema import SERIES_INDEX, SeriesLayout, SeriesSpec
 from dsengine.corpus.series_stats import block_part, describe, merge
-from dsengine.corpus.shards import encoder, shard_bytes, write_file
+from dsengine.corpus.shards import encoder, shard_bytes
+from dsengine.corpus.storage import Url, storage_at
 from dsengine.errors import UsageError
 
 _PLACE = {"split_lon": "float64", "split_lat": "float64"}
@@ -41,27 +42,29 @@ class SeriesBlock(NamedTuple):
 
 
 class SeriesWriter:
-    """Writes `num_rows` rows in order to `path`, a new folder or one that an equal build left unfinished.
+    """Writes `num_rows` rows in order to `path`, a new folder or URL or one that an equal build left unfinished.
 
-    `columns` are index columns beyond the standard ones, name -> dtype or "str". `split` is a rule of
-    `build.grid.SplitRule`; by block lon and lat must be known, given means column `split`. Errors as in `build.writer.CorpusWriter`.
+    `columns` are index columns beyond the standard ones, name -> dtype or "str". `split` is a `build.grid.SplitRule` or its name; blocks on
+    the ground need lon and lat. Errors as in `build.writer.CorpusWriter`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, layout: SeriesLayout, num_rows: int, made_by: dict[str, Any],
-                 columns: Mapping[str, str] = MappingProxyType({}), split: str | SplitRule = "block", seed: int = 0, overwrite: bool = False) -> None:
+    def __init__(self, path: str | os.PathLike[str] | Url, *, layout: SeriesLayout, num_rows: int, made_by: dict[str, Any], seed: int = 0,
+                 columns: Mapping[str, str] = MappingProxyType({}), split: str | SplitRule = "block", overwrite: bool = False) -> None:
         if num_rows < 1:
             raise UsageError(f"num_rows={num_rows}: a corpus has at least 1 row")
-        self.path, self.layout, self.num_rows, self.made_by = Path(path), layout, num_rows, made_by
+        self.layout, self.num_rows, self.made_by = layout, num_rows, made_by
         self.columns, self.split, self.seed = dict(columns), split_rule(split), seed
-        self._journal = self.path / JOURNAL
-        self._lock = _claim(self.path, self._header(), overwrite=overwrite)
+        self.storage = storage_at(path)
+        self._lock = journal.claim(self.storage, self._header(), overwrite=overwrite)
         self._pool = ThreadPoolExecutor(min(4, len(os.sched_getaffinity(0))), thread_name_prefix="dsengine-encode")
-        self._next = 0
-        while self._entry_path(self._next).exists():
+        root = journal.described(self.storage)
+        self._complete = bool(root.get("complete"))  # killed while it removed the journal
+        self._next = -(-num_rows // layout.rows_a_block()) if self._complete else 0
+        while not self._complete and self.storage.exists(_entry(self._next)):
             self._next += 1
-        if not (self.path / "zarr.json").exists():
+        if not root:
             content = series_store(layout, num_rows, root={"complete": False, "made_by": made_by}, attributes={})
-            _on_disk(self.path, lambda: dump(content, self.path))
+            on_disk(self.storage.path, lambda: dump(content, self.storage))
 
     @property
     def next_row(self) -> int:
@@ -91,28 +94,22 @@ class SeriesWriter:
             columns["label " + label.name] = _checked(block.labels[label.name], f"label {label.name}", shape, label.dtype)
         self._commit(sums, columns)
 
-    def finish(self) -> Path:
+    def finish(self) -> Path | Url:
         """Write index, labels, splits and statistics and mark the corpus complete. Returns its path."""
         if self.next_row != self.num_rows:
             raise ValueError(f"finish at row {self.next_row} of {self.num_rows}")
-        splits = self.split.described(self.seed)
-        content = series_store(self.layout, self.num_rows, root={"complete": True, "made_by": self.made_by, "splits": splits},
-                               attributes=self._statistics())
-        for name in [*SERIES_INDEX, *self.columns]:
-            add_columns(content, {name: self._index_column(name)}, folder="index")
-        for label in self.layout.labels:
-            add_columns(content, {label.name: self._collected("label " + label.name)}, folder="labels",
-                        attributes={label.name: label_attributes(label)})
-        _on_disk(self.path, lambda: dump(content, self.path))
-        (self._journal / "header.json").unlink()  # first: entries without it mean nothing, it without entries means "start again"
-        shutil.rmtree(self._journal)
+        if not self._complete:
+            content = self._finished_store()
+            on_disk(self.storage.path, lambda: dump(content, self.storage))
+        on_disk(self.storage.path / journal.JOURNAL, lambda: journal.discard(self.storage))
         self.close()
-        return self.path
+        return self.storage.path
 
     def close(self) -> None:
-        """Let go of the folder; what is on disk stays and the next writer continues from it."""
+        """Let go of the place; what is written stays and the next writer continues from it."""
         self._pool.shutdown()
-        self._lock.close()
+        if self._lock is not None:
+            self._lock.close()
 
     def __enter__(self) -> "SeriesWriter":
         return self
@@ -151,45 +148,49 @@ class SeriesWriter:
         if spec.sensor in block.valid:
             valid &= _checked(block.valid[spec.sensor], f"valid {spec.sensor}", shape, "bool")
         encode = encoder("zstd", 1)
-        self._write(f"valid/{spec.sensor}", 2, [encode(_padded(valid, rows, False))])
+        self._write(f"valid/{spec.sensor}", 2, shard_bytes([encode(_padded(valid, rows, False))], 1))
         if not spec.time:
             time = _checked(block.time[spec.sensor], f"time {spec.sensor}", shape, "int64")
-            self._write(f"time/{spec.sensor}", 2, [encode(_padded(time, rows, np.iinfo(np.int64).min))])
+            self._write(f"time/{spec.sensor}", 2, shard_bytes([encode(_padded(time, rows, UNKNOWN_TIME))], 1))
 
     def _write(self, array: str, ndim: int, parts: Sequence[bytes]) -> None:
-        target = self.path.joinpath(*array.split("/"), "c", str(self._next), *["0"] * (ndim - 1))
-        _on_disk(target, lambda: write_file(target, parts))
-
-    def _entry_path(self, block: int) -> Path:
-        return self._journal / f"{block:08d}.npz"
+        key = "/".join((array, "c", str(self._next), *["0"] * (ndim - 1)))
+        on_disk(self.storage.path / key, lambda: self.storage.put(key, parts))
 
     def _commit(self, sums: dict[str, Any], columns: dict[str, np.ndarray]) -> None:
-        buffer = io.BytesIO()
+        buffer, key = io.BytesIO(), _entry(self._next)
         np.savez(buffer, sums=json.dumps(sums), **columns)
-        target = self._entry_path(self._next)
-        _on_disk(target, lambda: write_file(target, [buffer.getvalue()]))
+        on_disk(self.storage.path / key, lambda: self.storage.put(key, [buffer.getvalue()]))
         self._next += 1
 
     def _collected(self, name: str) -> np.ndarray:
-        """One column of all entries; the entries are opened once a column, so that only one is held."""
+        """One member of every entry; entries are read once a column, so that only one column is held."""
         parts = []
         for block in range(self._next):
-            with np.load(self._entry_path(block)) as entry:
+            with np.load(io.BytesIO(self.storage.get(_entry(block)))) as entry:
                 parts.append(entry[name])
-        return np.concatenate(parts)
+        return np.concatenate([np.atleast_1d(part) for part in parts])
+
+    def _finished_store(self) -> dict[str, Any]:
+        content = series_store(self.layout, self.num_rows, attributes=self._statistics(),
+                               root={"complete": True, "made_by": self.made_by, "splits": self.split.described(self.seed)})
+        for name in [*SERIES_INDEX, *self.columns]:
+            add_columns(content, {name: self._index_column(name)}, folder="index")
+        for label in self.layout.labels:
+            add_columns(content, {label.name: self._collected("label " + label.name)}, folder="labels",
+                        attributes={label.name: label_attributes(label)})
+        return content
 
     def _index_column(self, name: str) -> np.ndarray:
         if name == "id":
             return np.arange(self.num_rows, dtype=np.int64)
-        if name == "split":
-            return assign({needed: self._collected(needed) for needed in self.split.needs()}, self.split, seed=self.seed)
-        return self._collected(name)
+        if name != "split":
+            return self._collected(name)
+        needed = {"given": ["split"], "block": ["split_lon", "split_lat"], "random": ["lon"]}.get(self.split.by, [self.split.by.partition(":")[2]])
+        return assign({column: self._collected(column) for column in needed}, self.split, seed=self.seed)
 
     def _statistics(self) -> dict[str, dict[str, Any]]:
-        entries = []
-        for block in range(self._next):
-            with np.load(self._entry_path(block)) as entry:
-                entries.append(json.loads(str(entry["sums"])))
+        entries = [json.loads(entry) for entry in self._collected("sums").tolist()]
         attributes = {}
         for spec in self.layout.arrays:
             part = merge([entry[spec.sensor][0] for entry in entries], spec.dtype)
@@ -197,6 +198,10 @@ class SeriesWriter:
             attributes[spec.sensor] = {**describe(part, spec.dtype, scale_factor=spec.scale_factor, add_offset=spec.add_offset),
                                        "saturated": saturated}
         return attributes
+
+
+def _entry(block: int) -> str:
+    return f"{journal.JOURNAL}/{block:08d}.npz"
 
 
 def _checked(x: np.ndarray, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
