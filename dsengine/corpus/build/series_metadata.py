@@ -34,11 +34,6 @@ def series_store(layout: SeriesLayout, num_rows: int, *, root: Mapping[str, Any]
     return content
 
 
-def vector_compressors() -> list[Any]:
-    """Codecs after `bytes` of time and valid; must agree with `shards.encoder("zstd", ...)`."""
-    return [ZstdCodec(level=3), Crc32cCodec()]
-
-
 def _values(group: zarr.Group, layout: SeriesLayout, spec: SeriesSpec, num_rows: int, attributes: Mapping[str, Any]) -> None:
     described = {"bands": list(spec.bands), "units": spec.units, "scale_factor": spec.scale_factor, "add_offset": spec.add_offset,
                  "nodata": NODATA, "resolution_m": spec.resolution_m, **attributes}
@@ -51,5 +46,6 @@ def _values(group: zarr.Group, layout: SeriesLayout, spec: SeriesSpec, num_rows:
 
 def _vector(group: zarr.Group, name: str, layout: SeriesLayout, shape: tuple[int, int], *, dtype: str, fill_value: Any,
             attributes: Mapping[str, Any]) -> None:
-    group.create_array(name, shape=shape, chunks=(layout.rows_a_block(), shape[1]), dtype=dtype, fill_value=fill_value,
-                       compressors=vector_compressors(), dimension_names=("series", "step"), attributes=dict(attributes))
+    chunk = (layout.rows_a_block(), shape[1])
+    group.create_array(name, shape=shape, chunks=chunk, shards=chunk, dtype=dtype, fill_value=fill_value,
+                       compressors=[ZstdCodec(level=3), Crc32cCodec()], dimension_names=("series", "step"), attributes=dict(attributes))

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from dsengine.corpus.build.grid import SplitRule
+from dsengine.corpus.build.grid import SplitRule
 from dsengine.corpus.build.series_writer import SeriesBlock, SeriesWriter
 from dsengine.corpus.series_schema import SeriesLayout
+from dsengine.corpus.storage import Url
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,8 @@ class SeriesPlan:
         return self.num_rows
 
 
-def build_series(out: str | os.PathLike[str], plan: SeriesPlan, *, progress: Callable[[int, int], None] | None = None, workers: int = 1) -> Path:
+def build_series(out: str | os.PathLike[str] | Url, plan: SeriesPlan, *, progress: Callable[[int, int], None] | None = None,
+                 workers: int = 1) -> Path | Url:
     """Carry out `plan` at `out`, or continue an equal build. Returns the path; the bytes do not depend on `workers` processes."""
     with SeriesWriter(out, layout=plan.layout, num_rows=plan.num_rows, made_by=plan.made_by, columns=plan.columns, split=plan.split,
                       seed=plan.seed) as writer:
