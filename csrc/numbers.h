@@ -6,7 +6,7 @@
 #if defined(__CUDACC__)
 #define DSE_INLINE __host__ __device__ inline
 #else
-#define DSE_INLINE inline
+#define DSE_INLINE inline __attribute__((always_inline))  // so that each takes the instruction set of its caller
 #endif
 
 namespace dse {

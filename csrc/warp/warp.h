@@ -35,8 +35,8 @@ struct Tap {
   float weight;
 };
 
-DSE_INLINE Tap tap_of(int64_t i, float weight, int32_t n, int32_t border) {
-  if (i >= 0 && i < n) return Tap{(int32_t)i, weight};
+DSE_INLINE Tap tap_of(int32_t i, float weight, int32_t n, int32_t border) {
+  if ((uint32_t)i < (uint32_t)n) return Tap{i, weight};
   if (border == DSE_BORDER_ZEROS) return Tap{0, 0.0f};
   if (border == DSE_BORDER_EDGE) return Tap{i < 0 ? 0 : n - 1, weight};
   return Tap{(int32_t)mirrored(i, n), weight};
@@ -54,8 +54,8 @@ DSE_INLINE Mix mix_of(const dse_warp_args& a, const float* theta, int32_t y, int
   const double v = v0 > -1e9 ? (v0 < 1e9 ? v0 : 1e9) : -1e9, u = u0 > -1e9 ? (u0 < 1e9 ? u0 : 1e9) : -1e9;
   const double top = floor(v), left = floor(u);
   const float dv = (float)(v - top), du = (float)(u - left);
-  const Tap row[2] = {tap_of((int64_t)top, 1.0f - dv, a.height, a.border), tap_of((int64_t)top + 1, dv, a.height, a.border)};
-  const Tap col[2] = {tap_of((int64_t)left, 1.0f - du, a.width, a.border), tap_of((int64_t)left + 1, du, a.width, a.border)};
+  const Tap row[2] = {tap_of((int32_t)top, 1.0f - dv, a.height, a.border), tap_of((int32_t)top + 1, dv, a.height, a.border)};
+  const Tap col[2] = {tap_of((int32_t)left, 1.0f - du, a.width, a.border), tap_of((int32_t)left + 1, du, a.width, a.border)};
   Mix m;
   for (int k = 0; k < 4; ++k) {
     m.pixel[k] = (int64_t)row[k / 2].at * a.width + col[k % 2].at;

@@ -14,16 +14,78 @@ namespace {
 
 using namespace dse;
 
+// N channels of one output pixel; as `mixed`, channel by channel.
+template <int N, typename T>
+DSE_ALWAYS void mix_lanes(const T* sample, const Mix& m, int32_t channels, T* out) {
+  float sum[N] = {};
+  for (int k = 0; k < 4; ++k) {
+    if (m.weight[k] == 0.0f) continue;
+    const T* pixel = sample + m.pixel[k] * channels;
+    for (int32_t c = 0; c < N; ++c) sum[c] += m.weight[k] * load_as_float(pixel + c);
+  }
+  for (int32_t c = 0; c < N; ++c) store_float(out + c, sum[c]);
+}
+
+template <typename T>
+DSE_ALWAYS void mix_pixel(const T* in, const Mix& m, int32_t channels, T* out) {
+  int32_t c = 0;
+  for (; c + 16 <= channels; c += 16) mix_lanes<16>(in + c, m, channels, out + c);
+  if (channels & 8) mix_lanes<8>(in + c, m, channels, out + c), c += 8;
+  if (channels & 4) mix_lanes<4>(in + c, m, channels, out + c), c += 4;
+  if (channels & 2) mix_lanes<2>(in + c, m, channels, out + c), c += 2;
+  if (channels & 1) mix_lanes<1>(in + c, m, channels, out + c);
+}
+
+// Output columns of a row whose four pixels all lie in the image; it is one stretch, as positions run along a line.
+struct Stretch {
+  int32_t begin, end;
+};
+
+DSE_ALWAYS Stretch inside(const dse_warp_args& a, double v, double u, double v_step, double u_step) {
+  const auto fits = [&](int32_t x) {
+    const double row = v + v_step * x, col = u + u_step * x;
+    return row >= 0.0 && col >= 0.0 && row < a.height - 1 && col < a.width - 1;
+  };
+  Stretch s = {0, a.out_width};
+  while (s.begin < s.end && !fits(s.begin)) ++s.begin;
+  while (s.begin < s.end && !fits(s.end - 1)) --s.end;
+  return s;
+}
+
+DSE_ALWAYS float share(float weight, float x) { return weight != 0.0f ? weight * x : 0.0f; }
+
+// Columns begin .. end - 1 of a row of single-channel pixels, none of which needs a border: no branches, so it is vectorised.
+template <typename T>
+DSE_ALWAYS void warp_stretch(const T* in, int32_t width, double v, double u, double v_step, double u_step, Stretch s, T* out) {
+  for (int32_t x = s.begin; x < s.end; ++x) {
+    const double row = v + v_step * x, col = u + u_step * x;
+    const int32_t top = (int32_t)row, left = (int32_t)col;
+    const float dv = (float)(row - top), du = (float)(col - left);
+    const T* at = in + (top * width + left);
+    const float upper = share(1.0f - du, load_as_float(at)) + share(du, load_as_float(at + 1));
+    const float lower = share(1.0f - du, load_as_float(at + width)) + share(du, load_as_float(at + width + 1));
+    store_float(out + x, share(1.0f - dv, upper) + share(dv, lower));
+  }
+}
+
+template <typename T>
+DSE_ALWAYS void warp_row(const dse_warp_args& a, const float* theta, const T* in, int32_t y, T* out) {
+  const double v = (double)theta[0] * y + theta[2], u = (double)theta[3] * y + theta[5];
+  const bool is_single = a.channels == 1 && (int64_t)a.height * a.width < INT32_MAX;
+  const Stretch s = is_single ? inside(a, v, u, theta[1], theta[4]) : Stretch{0, 0};
+  if (is_single) warp_stretch(in, a.width, v, u, theta[1], theta[4], s, out);
+  for (int32_t x = 0; x < a.out_width; ++x) {
+    if (x == s.begin) x = s.end;
+    if (x < a.out_width) mix_pixel(in, mix_of(a, theta, y, x), a.channels, out + (int64_t)x * a.channels);
+  }
+}
+
 template <typename T>
 DSE_ALWAYS void warp_image(const dse_warp_args& a, int64_t sample) {
-  const int64_t in_size = (int64_t)a.height * a.width * a.channels, out_size = (int64_t)a.out_height * a.out_width * a.channels;
+  const int64_t in_size = (int64_t)a.height * a.width * a.channels, row_size = (int64_t)a.out_width * a.channels;
   const T* in = (const T*)a.in + sample * in_size;
-  T* out = (T*)a.out + sample * out_size;
-  for (int32_t y = 0; y < a.out_height; ++y)
-    for (int32_t x = 0; x < a.out_width; ++x, out += a.channels) {
-      const Mix m = mix_of(a, a.theta + 6 * sample, y, x);
-      for (int32_t c = 0; c < a.channels; ++c) store_float(out + c, mixed(in, m, a.channels, c));
-    }
+  T* out = (T*)a.out + sample * a.out_height * row_size;
+  for (int32_t y = 0; y < a.out_height; ++y) warp_row(a, a.theta + 6 * sample, in, y, out + y * row_size);
 }
 
 // sum[j] = weights[0] middle[j] + sum over k of weights[k] (before[k][j] + after[k][j]), rows of n numbers.
