@@ -1,0 +1,42 @@
+"""Numbers of published patches as stored int16, by one rule of nodata for sets that declare none.
+
+S2: a pixel that is 0 in every band has no data, and so has a value that is not finite. S1: a value that is exactly 0 dB, which is what
+exporters write where there is nothing and what no float32 backscatter hits by chance, or that is not finite.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from dsengine.corpus.schema import NODATA, ArraySpec
+
+# Top of atmosphere: a model of one is no model of the other, so the units differ from those of L2A.
+S2_L1C_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
+S2_L1C = ArraySpec(name="s2", sensor="s2", bands=S2_L1C_BANDS, units="top of atmosphere reflectance", scale_factor=1e-4)
+S1 = ArraySpec(name="s1", sensor="s1", bands=("VV", "VH"), units="dB", scale_factor=0.01)
+
+
+class Stored(NamedTuple):
+    """int16 values (C, H, W) and how many of each band (C,) were cut to +-32767."""
+
+    values: np.ndarray
+    saturated: np.ndarray
+
+
+def store_s2(raw_CHW: np.ndarray, *, shift: int = 0, empty_HW: np.ndarray | None = None) -> Stored:
+    """Numbers of reflectance x 10000, `shift` added; `empty_HW` marks further pixels without data."""
+    finite = np.isfinite(raw_CHW)
+    valid = finite & ~(raw_CHW == 0).all(axis=0)
+    return _store(raw_CHW, valid if empty_HW is None else valid & ~empty_HW, gain=1.0, shift=float(shift))
+
+
+def store_s1(db_CHW: np.ndarray, *, gain: float = 1.0, shift: float = 0.0) -> Stored:
+    """dB x 100 of numbers that `gain` and then `shift` turn into dB."""
+    return _store(db_CHW, np.isfinite(db_CHW) & (db_CHW != 0), gain=100.0 * gain, shift=100.0 * shift)
+
+
+def _store(raw_CHW: np.ndarray, valid: np.ndarray, *, gain: float, shift: float) -> Stored:
+    rounded = np.rint(np.where(valid, raw_CHW, 0).astype(np.float64) * gain + shift)
+    cut = np.clip(rounded, -32767, 32767)
+    saturated = ((cut != rounded) & valid).sum(axis=(1, 2))
+    return Stored(np.where(valid, cut, NODATA).astype(np.int16), saturated)
