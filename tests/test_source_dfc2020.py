@@ -135,16 +135,16 @@ def test_igbp_keeps_its_own_classes_by_default(corpus: Corpus, tree: Path) -> No
 
 @pytest.mark.parametrize(("flags", "validation"), [((), "val"), (("--validation-as", "train"), "train")])
 def test_official_splits_are_the_folders(tree: Path, tmp_path: Path, flags: tuple[str, ...], validation: str) -> None:
-    corpus = build(tree, tmp_path / "c", "--splits", "official", *flags)
+    corpus = build(tree, tmp_path / "c", "--split", "given", *flags)
     role = {"validation": validation, "test": "test", "autumn": "train", "spring": "train"}
     assert [SPLITS[code] for code in corpus.index.split] == [role[source.split("/")[0].split("_")[1]] for source in corpus.index.source]
 
 
 def test_parts_can_be_chosen_and_files_without_a_place_have_official_splits_only(tmp_path: Path) -> None:
     root = make_tree(tmp_path / "t", "numbered", left=None)
-    with pytest.raises(UsageError, match=r"ROIs0000_test_s2_0_p0.tif has no CRS, so --splits block cannot place it; legal: --splits official"):
+    with pytest.raises(UsageError, match=r"ROIs0000_test_s2_0_p0.tif has no CRS, so it cannot be split by place; legal: --split given"):
         build(root, tmp_path / "c", "--parts", "test")
-    corpus = build(root, tmp_path / "c", "--parts", "test", "--splits", "official")
+    corpus = build(root, tmp_path / "c", "--parts", "test", "--split", "given")
     assert len(corpus) == 3 and np.isnan(corpus.index.lon).all() and (corpus.index.epsg == 0).all()
     with pytest.raises(UsageError, match="--parts tset: 'tset': did you mean test"):
         build(root, tmp_path / "d", "--parts", "tset")

@@ -60,7 +60,7 @@ def check_places(root: Path, patches: Sequence[Patch], sites: Mapping[tuple[str,
     """UsageError when patches are to be split by place and a scene does not say where it lies."""
     for patch in patches:
         if math.isnan(sites[patch.site][0]):
-            raise UsageError(f"{root / patch.path('s2')} has no CRS, so --splits block cannot place it; legal: --splits official")
+            raise UsageError(f"{root / patch.path('s2')} has no CRS, so it cannot be split by place; legal: --split given")
 
 
 def _content(root: Path, patch: Patch) -> bytes:

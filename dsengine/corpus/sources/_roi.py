@@ -1,6 +1,5 @@
 """What SEN12MS and DFC2020 share: folders `ROIs1158_spring/s2_1`, files `ROIs1158_spring_s2_1_p30.tif`, 256 px at 10 m, one file a sensor."""
 
-import hashlib
 import os
 import re
 import warnings
@@ -18,10 +17,12 @@ from dsengine.corpus.build.raster import lonlat
 from dsengine.corpus.build.writer import Block
 from dsengine.corpus.schema import UNKNOWN_EPSG, Layout
 from dsengine.corpus.sources._land_cover import Layer
-from dsengine.corpus.sources._stored import S1, S2_L1C, store_s1, store_s2
+from dsengine.corpus.sources._patches import L1C_BANDS, MAX_BLOCK, check_db, s1_spec, s2_specs
+from dsengine.corpus.sources._stored import store_s1, store_s2
 from dsengine.errors import RunError, UsageError
 
 SIDE, RESOLUTION_M = 256, 10.0
+SPECS = (*s2_specs(L1C_BANDS, native=False, level="l1c"), s1_spec())  # all bands come on the 10 m grid
 FILE = re.compile(r"(ROIs\d{4}_[a-z]+)_(s1|s2|lc|dfc)_([A-Za-z0-9]+)_p(0|[1-9]\d*)\.tif")
 FOLDER = re.compile(r"(s1|s2|lc|dfc)_([A-Za-z0-9]+)")
 # Bands of each file, and the kinds of numbers. Sentinel-1 in whole numbers would be dB cut off at the point.
@@ -88,6 +89,8 @@ def read(root: Path, patch: Patch, part: str) -> Raster:
                 found = f"{file.width} x {file.height} pixels, {file.count} bands of {file.dtypes[0]}"
                 if file.shape != (SIDE, SIDE) or file.count not in counts or np.dtype(file.dtypes[0]).kind not in kinds:
                     raise RunError(f"{path} has {found}; legal: {SIDE} x {SIDE} pixels, {legal}")
+                if max(max(block) for block in file.block_shapes) > MAX_BLOCK:  # GDAL allocates whole blocks
+                    raise RunError(f"{path} has internal tiles of {max(max(b) for b in file.block_shapes)} pixels; legal: up to {MAX_BLOCK}")
                 return Raster(file.read(), file.crs, file.transform)
     except rasterio.errors.RasterioIOError as error:
         raise RunError(f"{path} cannot be read: {error}") from error
@@ -115,9 +118,9 @@ class Cut:
     def __call__(self, rows: range) -> Block:
         """See `build.plan.Plan`."""
         patches = self.patches[rows.start:rows.stop]
-        arrays = {spec.name: np.empty((len(patches), len(spec.bands), SIDE, SIDE), np.int16) for spec in (S2_L1C, S1)}
+        arrays = {spec.name: np.empty((len(patches), len(spec.bands), SIDE, SIDE), np.int16) for spec in SPECS}
         labels = {layer.spec.name: np.empty((len(patches), SIDE, SIDE), np.uint8) for layer in self.layers}
-        saturated = {spec.name: np.zeros(len(spec.bands), np.int64) for spec in (S2_L1C, S1)}
+        saturated = {spec.name: np.zeros(len(spec.bands), np.int64) for spec in SPECS}
         columns: dict[str, list[Any]] = {}
         faults = []
         for row, patch in enumerate(patches):
@@ -146,12 +149,7 @@ class Cut:
 
 def layout(layers: Sequence[Layer]) -> Layout:
     """13 bands of S2 L1C, 2 of S1, and the labels of `layers`."""
-    return Layout(arrays=(S2_L1C, S1), patch_size=SIDE, resolution_m=RESOLUTION_M, labels=tuple(layer.spec for layer in layers))
-
-
-def digest(patches: Sequence[Patch]) -> str:
-    """A short name of the list of patches, so that a build never continues over other files."""
-    return hashlib.blake2b("\n".join(patch.path("s2") for patch in patches).encode(), digest_size=16).hexdigest()
+    return Layout(arrays=SPECS, patch_size=SIDE, resolution_m=RESOLUTION_M, labels=tuple(layer.spec for layer in layers))
 
 
 def check_first(root: Path, patches: Sequence[Patch], parts: Sequence[str]) -> dict[tuple[str, str], tuple[float, float]]:
@@ -165,9 +163,7 @@ def check_first(root: Path, patches: Sequence[Patch], parts: Sequence[str]) -> d
             _same_grid(root, patch, rasters)
         except RunError as error:
             raise UsageError(str(error)) from error
-        backscatter = rasters["s1"].values[np.isfinite(rasters["s1"].values)]
-        if backscatter.size and backscatter.min() >= 0:
-            raise UsageError(f"{root / patch.path('s1')} is not in dB: its values run from {backscatter.min():g} to {backscatter.max():g}; legal: dB")
+        check_db(rasters["s1"].values, name=str(root / patch.path("s1")))
         places[patch.site] = centre(rasters["s2"])
     return places
 

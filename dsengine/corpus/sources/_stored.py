@@ -8,13 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dsengine.corpus.schema import NODATA, ArraySpec
-
-# Top of atmosphere: a model of one is no model of the other, so the units differ from those of L2A.
-S2_L1C_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
-S2_L1C = ArraySpec(name="s2", sensor="s2", bands=S2_L1C_BANDS, units="top of atmosphere reflectance", scale_factor=1e-4)
-S1 = ArraySpec(name="s1", sensor="s1", bands=("VV", "VH"), units="dB", scale_factor=0.01)
-
+from dsengine.corpus.schema import NODATA
 
 class Stored(NamedTuple):
     """int16 values (C, H, W) and how many of each band (C,) were cut to +-32767."""

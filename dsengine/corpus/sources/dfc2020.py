@@ -26,9 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--classes", type=int, choices=(10, 8), default=10, help="8: savanna and snow become the ignored value 255 (default: 10)")
     parser.add_argument("--lc", choices=("igbp", "dfc", "none"), default="igbp",
                         help="the coarse land cover as label igbp, or mapped to the classes of dfc as label lc_dfc (default: igbp)")
-    parser.add_argument("--splits", choices=("block", "official"), default="block",
-                        help="block: by place, scenes stay together; official: validation, test, and the seasons as train (default: block)")
-    parser.add_argument("--validation-as", choices=("val", "train"), default="val", help="with --splits official: split of validation (default: val)")
+    parser.add_argument("--validation-as", choices=("val", "train"), default="val",
+                        help="with --split given, which keeps validation and test and takes the seasons as train: split of validation (default: val)")
     parser.add_argument("--keep-duplicates", action="store_true", help="do not compare patches; a set with seasonal folders may then hold some twice")
     parser.add_argument("--skip-incomplete", action="store_true", help="leave out patches that lack a file, and count them, instead of refusing")
 
@@ -37,10 +36,10 @@ def plan(args: argparse.Namespace) -> "Plan":
     """The corpus that the parsed flags describe. Raises UsageError for what the flags or files get wrong."""
     from dsengine.corpus.build.plan import Plan
     from dsengine.corpus.schema import SPLITS
-    from dsengine.corpus.sources import _dfc2020, _roi
+    from dsengine.corpus.sources import _dfc2020, _patches, _roi
 
-    if args.validation_as != "val" and args.splits != "official":
-        raise UsageError("--validation-as has a meaning only with --splits official")
+    if args.validation_as != "val" and args.split != "given":
+        raise UsageError("--validation-as has a meaning only with --split given")
     layers = _dfc2020.layers(args.classes, args.lc)
     parts = list(dict.fromkeys(("s2", "s1", *(layer.part for layer in layers))))
     patches, left_out = _dfc2020.select(args.root, _folders(args), parts=parts, skip_incomplete=args.skip_incomplete)
@@ -49,14 +48,14 @@ def plan(args: argparse.Namespace) -> "Plan":
         left_out |= {"same S1 and S2 pixels as an earlier patch": len(duplicates)}
     sites = _roi.check_first(args.root, patches, parts)
     splits = None
-    if args.splits == "official":
+    if args.split == "given":
         role = {"validation": args.validation_as, "test": "test"}
         splits = [SPLITS.index(role.get(_part(patch.folder), "train")) for patch in patches]
-    else:
+    elif args.split in (None, "block"):
         _dfc2020.check_places(args.root, patches, sites)
-    options = {"parts": args.parts, "classes": args.classes, "lc": args.lc, "splits": args.splits, "validation_as": args.validation_as,
+    options = {"parts": args.parts, "classes": args.classes, "lc": args.lc, "validation_as": args.validation_as,
                "keep_duplicates": args.keep_duplicates, "skip_incomplete": args.skip_incomplete}
-    made_by = {"command": "corpus build", "source": "dfc2020", "root": str(args.root), "options": options, "patches": _roi.digest(patches),
+    made_by = {"command": "corpus build", "source": "dfc2020", "root": str(args.root), "options": options, "patches": _patches.digest(patch.path("s2") for patch in patches),
                "left_out": left_out, "s2_offset": {"all": {"offset": 0, "reason": "published in 2020, before baseline 04.00"}}}
     return Plan(layout=_roi.layout(layers), num_patches=len(patches), cut=_roi.Cut(args.root, patches, sites, layers, splits), made_by=made_by,
                 columns={"scene": "str"}, seed=args.seed, split="block" if splits is None else "given")

@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def plan(args: argparse.Namespace) -> "Plan":
     """The corpus that the parsed flags describe. Raises UsageError for what the flags or files get wrong."""
     from dsengine.corpus.build.plan import Plan
-    from dsengine.corpus.sources import _roi, _sen12ms
+    from dsengine.corpus.sources import _patches, _roi, _sen12ms
 
     labels = _names(args.labels, LABELS, flag="--labels", none=True)
     if not 0 <= args.val_share < 1:
@@ -49,7 +49,7 @@ def plan(args: argparse.Namespace) -> "Plan":
     layers = _sen12ms.layers(labels)
     sites = _roi.check_first(args.root, patches, ("s2", "s1", "lc") if labels else ("s2", "s1"))
     _sen12ms.check_places(args.root, patches, sites)
-    made_by = {"command": "corpus build", "source": "sen12ms", "root": str(args.root), "options": options, "patches": _roi.digest(patches),
+    made_by = {"command": "corpus build", "source": "sen12ms", "root": str(args.root), "options": options, "patches": _patches.digest(patch.path("s2") for patch in patches),
                "left_out": left_out, "s2_offset": {"all": {"offset": 0, "reason": "acquired in 2016 and 2017, before baseline 04.00"}}}
     return Plan(layout=_roi.layout(layers), num_patches=len(patches), cut=_roi.Cut(args.root, patches, sites, layers, splits), made_by=made_by,
                 columns={"scene": "str"}, seed=args.seed, split="block" if splits is None else "given")
