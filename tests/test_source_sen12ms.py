@@ -208,6 +208,8 @@ def test_published_lists_decide_the_splits(tree: Path, lists: dict[str, list[str
     corpus = build(tree, tmp_path / "c", "--labels", "none", *flags)
     assert splits(corpus) == {name: split for split, names in lists.items() for name in names}
     assert corpus.attributes["splits"]["by"] == "given"
+    again = build(tree, tmp_path / "d", "--labels", "none", *flags, "--split", "block")
+    assert len(again) == len(corpus) and again.attributes["splits"]["by"] == "block"
 
 
 def test_hold_out_scenes_and_the_rest_and_a_share_of_training_scenes(tree: Path, tmp_path: Path) -> None:

@@ -117,6 +117,8 @@ def _columns(block: Block, outline: Outline, count: int) -> dict[str, np.ndarray
     index.setdefault("split_lon", index["lon"])
     index.setdefault("split_lat", index["lat"])
     dtypes = outline.column_dtypes()
+    if outline.split.by != "given":
+        index.pop("split", None)  # the source has one, the build was asked for another
     if not dtypes.keys() >= index.keys():
         raise ValueError(f"index columns {sorted(index.keys() - dtypes.keys())} are not legal: {', '.join(sorted(dtypes))}")
     columns = {}
