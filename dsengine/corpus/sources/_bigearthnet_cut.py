@@ -9,12 +9,12 @@ import numpy as np
 
 from dsengine.corpus.build.offset import Decision
 from dsengine.corpus.build.raster import lonlat, to_stored
-from dsengine.corpus.build.writer import Block
+from dsengine.corpus.build.shard import Block
 from dsengine.corpus.schema import UNKNOWN_TIME, ArraySpec
 from dsengine.corpus.sources import _patches
 from dsengine.corpus.sources._bigearthnet_classes import CODES, MAP_NODATA, NAMES_19, NAMES_43, many_hot, map_to_19
-from dsengine.corpus.sources._bigearthnet_release import Release, read_json
-from dsengine.corpus.sources._patches import Cell, Place
+from dsengine.corpus.sources._bigearthnet_release import Release
+from dsengine.corpus.sources._patches import Cell, Place, read_json
 from dsengine.errors import RunError, UsageError, nearest
 
 SIDE = 120  # pixels of 10 m

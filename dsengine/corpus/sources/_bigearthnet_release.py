@@ -7,8 +7,6 @@
 """
 
 import csv
-import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from dsengine.corpus.schema import SPLITS
+from dsengine.corpus.sources._patches import listed, read_json
 from dsengine.errors import UsageError
 
 TABLE = "metadata.parquet"
-MAX_JSON = 1 << 20  # bytes
 NAMES = {("1.0", "s2"): r"S2[AB]_MSIL2A_\d{8}T\d{1,6}_\d+_\d+", ("2.0", "s2"): r"S2[AB]_MSIL2A_\d{8}T\d{6}_N\d{4}_R\d{3}_T\d\d[A-Z]{3}_\d+_\d+",
           ("1.0", "s1"): r"S1[AB]_IW_GRDH_1SDV_\d{8}T\d{6}_\d\d[A-Z]{3}_\d+_\d+", ("2.0", "s1"): r"S1[AB]_IW_GRDH_1SDV_\d{8}T\d{6}_\d\d[A-Z]{3}_\d+_\d+"}
 
@@ -65,15 +63,6 @@ def find_roots(root: Path) -> tuple[str, dict[str, Path]]:
     return version, found
 
 
-def listed(folder: Path) -> list[str]:
-    """Names of the folders in `folder`, sorted; no file is opened and none is looked at."""
-    try:
-        with os.scandir(folder) as entries:
-            return sorted(entry.name for entry in entries if entry.is_dir())
-    except OSError as error:
-        raise UsageError(f"{folder} cannot be listed: {error.strerror}") from error
-
-
 def read_v1(roots: dict[str, Path], *, sensors: Sequence[str], splits: Path | None, exclude: frozenset[str], partial: bool) -> Release:
     """Release 1.0. Pairs come from the split tables where they are given, else from one JSON file of each S1 patch."""
     present = {sensor: [name for name in listed(roots[sensor]) if re.fullmatch(NAMES["1.0", sensor], name)] for sensor in sensors}
@@ -93,16 +82,6 @@ def read_v1(roots: dict[str, Path], *, sensors: Sequence[str], splits: Path | No
                          "all pairs, --partial for those that are whole, or --sensors s2")
     kept = [(s2, s1) for s2, s1 in sorted(pairs.items()) if not exclude & {s2, s1}]
     return Release(version="1.0", roots=roots, names={"s2": tuple(s2 for s2, _ in kept), "s1": tuple(s1 for _, s1 in kept)})
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A small JSON object. ValueError or OSError when it is none."""
-    with open(path, "rb") as file:
-        content = file.read(MAX_JSON + 1)
-    parsed = json.loads(content) if len(content) <= MAX_JSON else None
-    if not isinstance(parsed, dict):
-        raise ValueError(f"not a JSON object of up to {MAX_JSON} bytes")
-    return parsed
 
 
 def _json_pairs(folder: Path, names: Sequence[str], s2_names: set[str]) -> dict[str, str]:

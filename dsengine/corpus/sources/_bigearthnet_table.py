@@ -11,7 +11,8 @@ import numpy as np
 from dsengine.corpus.build.optional import need
 from dsengine.corpus.schema import SPLITS
 from dsengine.corpus.sources._bigearthnet_classes import NAMES_19
-from dsengine.corpus.sources._bigearthnet_release import NAMES, TABLE, Release, listed, usable
+from dsengine.corpus.sources._bigearthnet_release import NAMES, TABLE, Release, usable
+from dsengine.corpus.sources._patches import listed
 from dsengine.errors import UsageError, nearest
 
 if TYPE_CHECKING:

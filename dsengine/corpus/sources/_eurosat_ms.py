@@ -13,7 +13,7 @@ import numpy as np
 
 from dsengine.corpus.build.offset import Decision
 from dsengine.corpus.build.raster import lonlat, to_stored
-from dsengine.corpus.build.writer import Block
+from dsengine.corpus.build.shard import Block
 from dsengine.corpus.schema import SPLITS
 from dsengine.corpus.sources import _patches
 from dsengine.corpus.sources._patches import L1C_BANDS, Cell

@@ -1,6 +1,8 @@
 """What sources that publish ready-cut patches share: one GeoTIFF a band, native resolution per band group, one decision on the S2 offset."""
 
 import hashlib
+import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,7 +16,7 @@ from rasterio.crs import CRS
 from dsengine.corpus.build import offset
 from dsengine.corpus.build.offset import Decision
 from dsengine.corpus.build.raster import Radiometry, to_stored
-from dsengine.corpus.build.writer import Block
+from dsengine.corpus.build.shard import Block
 from dsengine.corpus.schema import S1_BANDS, UNKNOWN_TIME, ArraySpec
 from dsengine.errors import RunError, UsageError
 
@@ -23,6 +25,7 @@ GROUPS = (("s2", 1, ("B02", "B03", "B04", "B08")), ("s2_20m", 2, ("B05", "B06", 
 L1C_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 S1_DB = Radiometry(gain=100.0, bias=0.0)  # dB to dB x 100
 MAX_BLOCK = 4096  # pixels a side of an internal tile
+MAX_JSON = 1 << 20  # bytes
 SAMPLES = 16  # patches that a plan opens to check units and offset
 
 
@@ -35,7 +38,7 @@ class Place(NamedTuple):
 
 def s2_specs(bands: Sequence[str], *, native: bool, level: str = "l2a") -> tuple[ArraySpec, ...]:
     """Arrays for the named S2 bands: by ground resolution if `native`, else one array on the 10 m grid."""
-    units = {"l2a": "reflectance", "l1c": "top-of-atmosphere reflectance"}[level]
+    units = {"l2a": "reflectance", "l1c": "TOA reflectance"}[level]
     groups = GROUPS if native else (("s2", 1, tuple(bands)),)
     return tuple(ArraySpec(name=name, sensor="s2", bands=held, units=units, scale_factor=1e-4, factor=factor)
                  for name, factor, group in groups if (held := tuple(band for band in group if band in bands)))
@@ -81,7 +84,7 @@ def read_raster(path: Path, *, side: int, count: int, kind: str) -> tuple[np.nda
         what = "is missing" if not path.exists() else f"cannot be read as a raster: {error}"
         raise RunError(f"{path} {what}") from error
     if raw.dtype.kind not in kind:
-        legal = {"iu": "integers", "f": "floating point"}[kind]
+        legal = {"iu": "integers", "f": "floating point"}.get(kind, "numbers")
         raise RunError(f"{path} holds {raw.dtype}; legal: {legal}")
     if place.crs is None:
         raise RunError(f"{path} has no CRS")
@@ -122,7 +125,8 @@ def released_offset(choice: str, stated: Decision, samples: Mapping[str, Mapping
         raise UsageError(f"--s2-offset auto: {decision.reason} says {decision.offset}, but {name} says 0 ({proof.reason}); legal: 0 or -1000")
     if decision.offset == 0 and pooled.offset not in (0, None):
         raise UsageError(f"--s2-offset auto: {decision.reason} says 0, but {pooled.offset} by {pooled.reason}; legal: 0 or -1000")
-    return Decision(decision.offset, f"{decision.reason}; {len(samples)} patches looked at: {pooled.reason}")
+    seen = f"{len(samples)} patches looked at: {pooled.reason}"
+    return Decision(decision.offset, seen if stated.offset is None else f"{stated.reason}; {seen}")
 
 
 def valid_numbers(raw_CHW: np.ndarray, bands: Sequence[str]) -> dict[str, np.ndarray]:
@@ -151,6 +155,25 @@ def nanoseconds(text: str) -> int:
         except ValueError:
             continue
     return UNKNOWN_TIME
+
+
+def listed(folder: Path) -> list[str]:
+    """Names of the folders in `folder`, sorted; no file is opened and none is looked at."""
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entry.name for entry in entries if entry.is_dir())
+    except OSError as error:
+        raise UsageError(f"{folder} cannot be listed: {error.strerror}") from error
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A small JSON object. ValueError or OSError when it is none."""
+    with open(path, "rb") as file:
+        content = file.read(MAX_JSON + 1)
+    parsed = json.loads(content) if len(content) <= MAX_JSON else None
+    if not isinstance(parsed, dict):
+        raise ValueError(f"not a JSON object of up to {MAX_JSON} bytes")
+    return parsed
 
 
 class Cell(NamedTuple):
