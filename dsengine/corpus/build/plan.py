@@ -1,13 +1,20 @@
 """A build, decided in full before anything is written: what a source makes of its flags, and what the writer carries out."""
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dsengine.corpus.build.writer import Block, CorpusWriter
+from dsengine.corpus.build import journal
+from dsengine.corpus.build.cluster import run_on_cluster
+from dsengine.corpus.build.grid import SplitRule
+from dsengine.corpus.build.shard import Block, Outline, write_shard
+from dsengine.corpus.build.workers import run_in_processes
+from dsengine.corpus.build.writer import CorpusWriter
 from dsengine.corpus.schema import LabelSpec, Layout
+from dsengine.corpus.storage import Storage, Url, absolute, storage_at
+from dsengine.errors import UsageError
 
 
 class Grid(NamedTuple):
@@ -34,7 +41,7 @@ class Plan:
     made_by: dict[str, Any]  # JSON: command, source, options, files; a build continues only under an equal one
     columns: Mapping[str, str] = field(default_factory=dict)  # index columns beyond the standard ones: name -> dtype (or "str")
     seed: int = 0  # of the split
-    split: str = "block"  # block: by place (build.grid); given: the source fills index column `split`
+    split: str | SplitRule = "block"  # what `build.grid.SplitRule` says; given: the source fills index column `split`
 
     def then(self, step: Callable[[Block], Block], *, labels: tuple[LabelSpec, ...] = ()) -> "Plan":
         """The plan whose blocks go through `step` too, which adds the arrays of `labels`, or index columns."""
@@ -53,12 +60,47 @@ class _Then:
         return self.step(self.cut(rows))
 
 
-def build_corpus(out: str | os.PathLike[str], plan: Plan, *, progress: Callable[[int, int], None] | None = None) -> Path:
-    """Carry out `plan` at `out`, or continue an equal build. Returns the path; `progress(done, total)` is called once a shard."""
+def build_corpus(out: str | os.PathLike[str], plan: Plan, *, workers: int = 1, scheduler: str | None = None,
+                 progress: Callable[[int, int], None] | None = None) -> Path | Url:
+    """Carry out `plan` at `out`, a folder or URL, or continue an equal build. Returns where it is.
+
+    workers: processes of this machine, 1 is this process alone. scheduler: address of a Dask cluster that makes the shards instead.
+    The corpus is the same for all of them. `progress(done, total)` is called once a shard.
+    """
+    if workers < 1:
+        raise UsageError(f"workers={workers}: legal: 1 or more")
+    if scheduler is not None and workers > 1:
+        raise UsageError("workers and scheduler exclude each other: a cluster has workers of its own")
     with CorpusWriter(out, layout=plan.layout, num_patches=plan.num_patches, made_by=plan.made_by, seed=plan.seed, columns=plan.columns,
                       split=plan.split) as writer:
-        while writer.next_row < plan.num_patches:
-            writer.append(plan.cut(range(writer.next_row, writer.next_row + writer.next_count)))
+        job = ShardJob(storage=storage_at(absolute(out)), outline=writer.outline, cut=plan.cut, worker_name=writer.worker_name)
+        missing = writer.missing
+
+        def done(shard: int) -> None:
+            writer.written(shard)
             if progress:
-                progress(writer.next_row, plan.num_patches)
+                progress(writer.num_written, plan.num_patches)
+
+        if scheduler is not None:
+            run_on_cluster(job, missing, address=scheduler, done=done)
+        elif workers > 1 and len(missing) > 1:
+            run_in_processes(job, missing, workers=min(workers, len(missing)), done=done)
+        else:
+            for shard in missing:
+                job(shard, spread=writer.spread)
+                done(shard)
         return writer.finish()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardJob:
+    """Cut, encode and write any one shard of a build, in whatever process."""
+
+    storage: Storage
+    outline: Outline
+    cut: Callable[[range], Block]
+    worker_name: str  # as the writer was admitted
+
+    def __call__(self, shard: int, *, spread: Callable[..., Iterable[bytes]] = map) -> None:
+        with journal.task(self.storage, self.worker_name):
+            write_shard(self.storage, self.outline, shard, self.cut(self.outline.rows(shard)), spread=spread)

@@ -6,7 +6,7 @@ journal into index, splits and statistics, marks the root complete and removes t
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -45,8 +45,10 @@ class CorpusWriter:
         self._pool = ThreadPoolExecutor(threads or min(4, len(os.sched_getaffinity(0))), thread_name_prefix="dsengine-encode")
         root = journal.described(self.storage)
         self._complete = bool(root.get("complete"))  # killed while it removed the journal
-        self._missing = [] if self._complete else sorted(set(range(self.outline.num_shards)) - journal.finished_shards(self.storage))
-        self._missing.reverse()
+        finished = range(self.outline.num_shards) if self._complete else journal.finished_shards(self.storage)
+        self._missing = set(range(self.outline.num_shards)).difference(finished)
+        self._next = 0
+        self.num_written = num_patches - sum(len(self.outline.rows(shard)) for shard in self._missing)  # patches on disk
         if not root:
             content = corpus_store(layout, num_patches, root={"complete": False, "made_by": made_by}, attributes={})
             on_disk(self.path, lambda: dump(content, self.storage))
@@ -59,26 +61,39 @@ class CorpusWriter:
     @property
     def missing(self) -> list[int]:
         """Shards that are not yet on disk, ascending."""
-        return self._missing[::-1]
+        return sorted(self._missing)
 
     @property
     def next_row(self) -> int:
         """First row that is not yet on disk; `num_patches` when all are."""
-        return self.outline.rows(self._missing[-1]).start if self._missing else self.outline.num_patches
+        rows = self.outline.rows(self._next_shard())
+        return min(rows.start, self.outline.num_patches)
 
     @property
     def next_count(self) -> int:
         """Patches that the next block must hold: a full shard, or what is left."""
-        return len(self.outline.rows(self._missing[-1])) if self._missing else 0
+        return len(self.outline.rows(self._next_shard()))
+
+    @property
+    def spread(self) -> Callable[..., Iterator[bytes]]:
+        """`map` over this writer's encoding threads."""
+        return self._pool.map
 
     def append(self, block: Block) -> None:
         """Write one shard of every array. Raises ValueError on a wrong shape or dtype, RunError when the disk refuses."""
-        write_shard(self.storage, self.outline, self._missing[-1], block, spread=self._pool.map)
-        self._missing.pop()
+        shard = self._next_shard()
+        write_shard(self.storage, self.outline, shard, block, spread=self.spread)
+        self.written(shard)
 
     def written(self, shard: int) -> None:
-        """Note that a worker has written a shard."""
+        """Note that somebody has written a shard."""
         self._missing.remove(shard)
+        self.num_written += len(self.outline.rows(shard))
+
+    def _next_shard(self) -> int:
+        while self._next not in self._missing and self._next < self.outline.num_shards:
+            self._next += 1
+        return self._next
 
     def finish(self) -> Path | Url:
         """Write index, splits and statistics and mark the corpus complete. Returns its path."""

@@ -26,6 +26,8 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("--label", action="append", default=[], metavar="NAME=KIND:PATH,...", help=(
         "a label from a map of its own, KIND corine, osm, raster, vector or points; with source geotiff also NAME=GLOB, class maps on the "
         "grids of its files; may be repeated"))
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this machine; the corpus does not depend on it (default: 1)")
+    parser.add_argument("--scheduler", metavar="ADDRESS", help="make the shards on the Dask cluster with this scheduler, such as tcp://host:8786")
     name = _named_source(argv) if "corpus" in argv and "build" in argv else None
     if name is not None:
         _source(name).add_arguments(parser.add_argument_group(f"source {name}"))
@@ -38,8 +40,13 @@ def run(args: argparse.Namespace) -> int:
 
     plan = with_split(_labelled_plan(args), args)
     series = isinstance(plan, SeriesPlan)
+    if series and (args.workers != 1 or args.scheduler):
+        raise UsageError(f"--workers, --scheduler: source {args.source} makes series, which are written by one process; leave both out")
     with progress_bar("rows" if series else "patches", plan.num_patches) as advance:
-        path = (build_series if series else build_corpus)(args.out, plan, progress=advance)
+        if series:
+            path = build_series(args.out, plan, progress=advance)
+        else:
+            path = build_corpus(args.out, plan, workers=args.workers, scheduler=args.scheduler, progress=advance)
     return show(path)
 
 
