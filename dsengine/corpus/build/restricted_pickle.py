@@ -51,13 +51,18 @@ def read_pickle(path: str | os.PathLike[str], *, allowed: Collection[str] = (), 
         content = path.read_bytes()
     except OSError as error:
         raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+    return parse_pickle(content, str(path), allowed=allowed)
+
+
+def parse_pickle(content: bytes, source: str, *, allowed: Collection[str] = ()) -> Any:
+    """As `read_pickle`, of bytes from a file that messages call `source`."""
     try:
-        return _Machine(allowed, str(path)).run(content)
+        return _Machine(allowed, source).run(content)
     except UsageError:
         raise
     # The parser and the stack operations fail in many ways on a damaged pickle; all of them mean the same here.
     except (ValueError, TypeError, IndexError, KeyError, AttributeError, OverflowError, EOFError) as error:
-        raise UsageError(f"{path} is not a complete pickle of plain values: {error}") from error
+        raise UsageError(f"{source} is not a complete pickle of plain values: {error}") from error
 
 
 def read_strings(path: str | os.PathLike[str], *, max_bytes: int = MAX_BYTES) -> list[str]:
