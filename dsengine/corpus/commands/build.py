@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     parser.add_argument("--label", action="append", default=[], metavar="NAME=KIND:PATH,...", help=(
         "a label from a map of its own, KIND corine, osm, raster, vector or points; with source geotiff also NAME=GLOB, class maps on the "
         "grids of its files; may be repeated"))
+    parser.add_argument("--no-quality", action="store_true", help="do not measure cloud fraction and S1/S2 shift where the source gives none")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes on this machine; the corpus does not depend on it (default: 1)")
     parser.add_argument("--scheduler", metavar="ADDRESS", help="make the shards on the Dask cluster with this scheduler, such as tcp://host:8786")
     name = _named_source(argv) if "corpus" in argv and "build" in argv else None
@@ -36,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
 def run(args: argparse.Namespace) -> int:
     """`corpus build OUT --source NAME ...`."""
     from dsengine.corpus.build.plan import build_corpus
+    from dsengine.corpus.build.quality import with_quality
     from dsengine.corpus.build.series_plan import SeriesPlan, build_series
 
     plan = with_split(_labelled_plan(args), args)
@@ -46,6 +48,7 @@ def run(args: argparse.Namespace) -> int:
         if series:
             path = build_series(args.out, plan, progress=advance)
         else:
+            plan = plan if args.no_quality else with_quality(plan)
             path = build_corpus(args.out, plan, workers=args.workers, scheduler=args.scheduler, progress=advance)
     return show(path)
 
