@@ -1,0 +1,64 @@
+"""Rasters in an S3 bucket, of any format, read by GDAL: it signs each request with the keys in the AWS_* environment variables.
+
+Used for archives that hand out s3:// addresses, such as CDSE's JPEG 2000 files.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import numpy as np
+import rasterio
+from rasterio.windows import Window
+
+from dsengine.corpus.build.archive.http import Patience, Refused, Unreachable
+
+
+class S3Raster:
+    """One raster behind an s3:// address, with the interface of `RemoteRaster`. `options` are GDAL's, such as AWS_S3_ENDPOINT."""
+
+    def __init__(self, url: str, options: Mapping[str, str], patience: Patience) -> None:
+        parts = urlsplit(url)
+        self._url, self._patience = url, patience
+        self._path = f"/vsis3/{parts.netloc}{parts.path}"
+        seconds = f"{patience.timeout_s:g}"
+        self._options = {
+            **options, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MAX_RETRY": str(patience.tries - 1),
+            "GDAL_HTTP_RETRY_DELAY": f"{patience.backoff_s:g}", "GDAL_HTTP_TIMEOUT": seconds, "GDAL_HTTP_CONNECTTIMEOUT": "10",
+            "CPL_VSIL_CURL_NON_CACHED": self._path}  # GDAL would remember for good that a file could not be opened
+
+    def __enter__(self) -> "S3Raster":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    @contextmanager
+    def open(self) -> Iterator[rasterio.DatasetReader]:
+        """The open file. Refused where GDAL says that it is missing or not allowed, Unreachable when it cannot be read otherwise."""
+        with rasterio.Env(**self._options):
+            try:
+                with rasterio.open(self._path) as file:
+                    yield file
+            except rasterio.errors.RasterioIOError as error:
+                raise self._fault(str(error)) from None
+
+    def window(self, window: Window) -> np.ndarray:
+        """(H, W) numbers of band 1 in a window that lies within the raster."""
+        for attempt in range(self._patience.tries):
+            try:
+                with self.open() as file:
+                    return file.read(1, window=window)
+            except Unreachable:
+                if attempt == self._patience.tries - 1:
+                    raise
+                time.sleep(min(self._patience.backoff_s * 2.0**attempt, self._patience.longest_s))
+        raise AssertionError("unreachable: the last try returns or raises")
+
+    def _fault(self, text: str) -> Refused | Unreachable:
+        lower = text.lower()
+        if any(word in lower for word in ("does not exist", "no such", "403", "404", "accessdenied", "invalid_credentials", "invalidaccesskey",
+                                          "aws_secret_access_key", "signature")):
+            return Refused(f"{self._url}: {text}; keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", status=403)
+        return Unreachable(f"{self._url}: {text}, after {self._patience.tries} tries")
