@@ -15,6 +15,7 @@ from dsengine.corpus import open_corpus
 from dsengine.corpus.build.writer import Block, CorpusWriter
 from dsengine.corpus.commands import add_parser
 from dsengine.corpus.schema import NODATA, LabelSpec, standard_layout
+from dsengine.corpus.seal import seal
 from dsengine.corpus.shards import read_table
 from dsengine.corpus.verify import verify
 from dsengine.errors import RunError, UsageError
@@ -61,7 +62,8 @@ def flip(file: Path, position: int) -> None:
 
 def test_a_whole_corpus_has_no_problems(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert command("verify", str(path)) == 0
-    assert "211 chunks of 70 patches checked, 0 problems" in capsys.readouterr().out  # 70 of s2, s1 and cover, one of crop
+    # 70 of s2, s1 and cover, one of crop and of each index column but those that are all fill value: epsg, source, quarantine and others
+    assert "221 chunks of 70 patches checked, 0 problems" in capsys.readouterr().out
 
 
 def test_a_flipped_byte_is_found_in_whatever_chunk_it_is(path: Path) -> None:
@@ -107,16 +109,26 @@ def test_a_chunk_left_out_by_another_writer_is_damage(path: Path) -> None:
     assert [(p.array, p.patch, p.what) for p in verify(open_corpus(path)).problems] == [("s1", 20, "missing chunk")]
 
 
-def edit(file: Path, change: Callable[[dict], None]) -> None:
-    """Change the attributes in a zarr.json."""
-    metadata = json.loads(file.read_bytes())
+def edit(path: Path, file: str, change: Callable[[dict], None]) -> None:
+    """Change the attributes in a zarr.json on purpose."""
+    metadata = json.loads((path / file).read_bytes())
     change(metadata["attributes"])
-    file.write_text(json.dumps(metadata))
+    (path / file).write_text(json.dumps(metadata))
+    seal(path)
+
+
+def unsealed(path: Path) -> Path:
+    """As a corpus of the time before manifests."""
+    shutil.rmtree(path / "manifest")
+    metadata = json.loads((path / "zarr.json").read_bytes())
+    del metadata["attributes"]["dsengine"]["sealed"]
+    (path / "zarr.json").write_text(json.dumps(metadata))
+    return path
 
 
 def test_statistics_that_do_not_fit_the_pixels_are_found_and_stats_mends_them(path: Path) -> None:
     contract = open_corpus(path).contract()
-    edit(path / "s1/zarr.json", lambda a: a["mean"].__setitem__(1, a["mean"][1] + 0.001))
+    edit(path, "s1/zarr.json", lambda a: a["mean"].__setitem__(1, a["mean"][1] + 0.001))
     problems = verify(open_corpus(path)).problems
     assert [p.array for p in problems] == ["s1"] and problems[0].what.startswith("mean of VH is")
     assert command("stats", str(path)) == 0
@@ -126,7 +138,7 @@ def test_statistics_that_do_not_fit_the_pixels_are_found_and_stats_mends_them(pa
 def test_without_statistics_the_command_that_makes_them_is_named(path: Path) -> None:
     before = open_corpus(path).contract()
     for name in ("s2", "s1"):
-        edit(path / name / "zarr.json", lambda a: [a.pop(k) for k in ("mean", "std", "count")])
+        edit(path, f"{name}/zarr.json", lambda a: [a.pop(k) for k in ("mean", "std", "count")])
     with pytest.raises(UsageError, match=f"no statistics: run `dsengine corpus stats {path}`"):
         open_corpus(path).contract()
     assert command("info", str(path)) == 0 and command("verify", str(path)) == 1 and command("stats", str(path)) == 0
@@ -136,13 +148,18 @@ def test_without_statistics_the_command_that_makes_them_is_named(path: Path) -> 
 def test_illegal_index_values_name_column_and_row(path: Path) -> None:
     group = zarr.open_group(path, mode="r+")
     group["index/split"][7], group["index/lat"][9], group["index/nodata_fraction"][3] = 5, np.nan, 0.5
-    assert {(p.file.name, p.patch) for p in verify(open_corpus(path)).problems} == {("split", 7), ("lat", 9)}
+    seal(path)
+    assert {(p.file.name, p.patch) for p in verify(open_corpus(path)).problems} == {("split", 7), ("lat", 9), ("nodata_fraction", 3)}
     group["index/split"][7], group["index/lat"][9] = 0, 0
+    seal(path)
     assert {(p.file.name, p.patch) for p in verify(open_corpus(path)).problems} == {("nodata_fraction", 3)}
 
 
 def test_a_damaged_index_column_is_a_run_error_naming_it(path: Path) -> None:
-    flip(path / "index/lon/c/0", 9)
+    flip(path / "index/lon/c/0", 20)
+    with pytest.raises(RunError, match="index/lon/c/0: does not have the sha256 that the manifest states; restore the file .*verify --seal"):
+        open_corpus(path)
+    unsealed(path)
     with pytest.raises(RunError, match="index/lon: damaged column"):
         open_corpus(path)
 
@@ -158,9 +175,10 @@ def test_a_corpus_written_by_plain_zarr_verifies_too(path: Path) -> None:
     x, attributes = open_corpus(path).read(range(N), "s1"), dict(open_corpus(path).arrays["s1"].attrs)
     shutil.rmtree(path / "s1")
     zarr.create_array(path, name="s1", data=x, chunks=(7, 2, SIZE, SIZE), fill_value=NODATA, compressors=[Crc32cCodec()], attributes=attributes)
+    seal(path)
     assert verify(open_corpus(path)).problems == []
     flip(path / "s1/c/2/0/0/0", 100)
-    assert [(p.array, p.patch) for p in verify(open_corpus(path)).problems] == [("s1", 14)]
+    assert [(p.array, p.patch, p.num_patches) for p in verify(open_corpus(path, checked=False)).problems] == [("s1", 14, 7)]
 
 
 def test_info_prints_bands_splits_and_labels(path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,8 +201,10 @@ def test_damaged_metadata_is_named(path: Path, file: str, content: str | None) -
         del root["attributes"]["dsengine"]["bands"]
         content = json.dumps(root)
     (path / file).write_text(content)
-    with pytest.raises(RunError, match="damaged metadata"):
+    with pytest.raises(RunError, match=f"{file}: does not have the sha256"):
         open_corpus(path)
+    with pytest.raises(RunError, match="damaged metadata"):
+        open_corpus(path, checked=False)
 
 
 @pytest.mark.parametrize("ids", [[0.7], [True], ["0"]])

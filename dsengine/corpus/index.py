@@ -12,10 +12,12 @@ import zarr
 
 from dsengine.corpus import sanity
 from dsengine.corpus import where as condition
+from dsengine.corpus.manifest import differences
 from dsengine.corpus.schema import INDEX_DTYPES, OPTIONAL_COLUMNS, SPLITS, VERSION, Band, Contract
-from dsengine.corpus.seal import CHANGE, differences
+from dsengine.corpus.seal import REMOVE
 from dsengine.corpus.series import SeriesCorpus
 from dsengine.corpus.series_schema import KINDS
+from dsengine.corpus.storage import Storage, Url, storage_at
 from dsengine.errors import RunError, UsageError
 
 if TYPE_CHECKING:
@@ -45,9 +47,10 @@ class Index(NamedTuple):
 class Corpus:
     """A complete corpus, opened for reading by `open_corpus`."""
 
-    def __init__(self, path: Path, group: zarr.Group) -> None:
+    def __init__(self, path: Path | Url, group: zarr.Group) -> None:
         described = group.attrs["dsengine"]
         self.path = path
+        self.storage = storage_at(path)
         self.attributes: dict[str, Any] = dict(described)
         self.bands = tuple(Band(**band) for band in described["bands"])
         self.sensors = tuple(dict.fromkeys(band.sensor for band in self.bands))
@@ -60,7 +63,7 @@ class Corpus:
             sanity.check_image(array, [b for b in self.bands if b.array == name], num_patches=num_patches, patch_size=self.patch_size,
                                file=path / name / "zarr.json")
         for name in _names(group, "index"):
-            sanity.check_column(_member(group, f"index/{name}", path), name, num_rows=num_patches, folder=path / "index" / name)
+            sanity.check_column(_member(group, f"index/{name}", path), name, num_rows=num_patches, storage=self.storage)
         self.index = Index(*(_standard_column(group, name, path) for name in Index._fields))
         self.columns: Mapping[str, zarr.Array] = MappingProxyType(  # beyond the standard ones, as the source named them
             {name: group[f"index/{name}"] for name in sorted(group["index"].array_keys()) if name not in Index._fields})
@@ -117,20 +120,23 @@ class Corpus:
         return np.flatnonzero(usable & (self.index.split == SPLITS.index(split))).astype(np.int64)
 
 
-def open_corpus(path: str | os.PathLike[str], *, checked: bool = True) -> Corpus | SeriesCorpus:
+def open_corpus(path: str | os.PathLike[str] | Url, *, checked: bool = True) -> Corpus | SeriesCorpus:
     """Open a corpus of patches, series or pixels. UsageError when there is none, it is unfinished, or of another version; RunError when
     metadata or index are damaged.
 
     `checked` compares every zarr.json and the index with the manifest; only what reports or mends the damage does without.
     """
-    folder = Path(path)
-    if not (folder / "zarr.json").is_file():
+    storage = storage_at(path)
+    folder = storage.path
+    if not _reached(storage):
         raise UsageError(f"{folder} is not a corpus: it has no zarr.json; make one with `dsengine corpus build` or `dsengine corpus synth`")
     try:
-        group = zarr.open_group(folder, mode="r")
+        group = zarr.open_group(storage.zarr_store(), mode="r", zarr_format=3)
         described = group.attrs.get("dsengine")
     except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, FileNotFoundError) as error:
         raise UsageError(f"{folder} is not a corpus: its zarr.json cannot be read as a Zarr v3 group ({error})") from error
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror or error}") from error
     if not isinstance(described, dict):
         raise UsageError(f"{folder} is a Zarr group but not a corpus: it has no attribute `dsengine`")
     if described.get("version") != VERSION:
@@ -145,6 +151,16 @@ def open_corpus(path: str | os.PathLike[str], *, checked: bool = True) -> Corpus
         raise
     except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError, NotImplementedError) as error:
         raise RunError(f"{folder / 'zarr.json'}: damaged metadata ({type(error).__name__}: {error})") from error
+    except OSError as error:
+        raise RunError(f"{folder}: {error.strerror or error}") from error
+
+
+def _reached(storage: Storage) -> bool:
+    """Whether there is a root. RunError when the place cannot be asked."""
+    try:
+        return storage.exists("zarr.json")
+    except OSError as error:
+        raise RunError(f"{storage.path}: {error.strerror}") from error
 
 
 def _names(group: zarr.Group, folder: str) -> list[str]:
@@ -156,7 +172,7 @@ def _names(group: zarr.Group, folder: str) -> list[str]:
 
 
 def _check_sealed(folder: Path) -> None:
-    if (folder / CHANGE).exists():
+    if storage_at(folder).exists(REMOVE):
         raise RunError(f"{folder}: an edit of this corpus is under way or was interrupted; `dsengine corpus verify {folder}` completes it")
     for name, what in differences(folder, metadata_only=True):
         raise RunError(f"{folder / name}: {what}; restore the file or rebuild the corpus, or, if it was changed on purpose, "

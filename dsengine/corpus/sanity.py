@@ -10,6 +10,7 @@ from zarr.codecs import ShardingCodec
 
 from dsengine.corpus.frames import chain, check_declared
 from dsengine.corpus.schema import INDEX_DTYPES, LABEL_KINDS, Band
+from dsengine.corpus.storage import Storage, Url
 from dsengine.errors import RunError, UsageError
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
@@ -18,6 +19,7 @@ MAX_SHARD_PATCHES = 1 << 20
 MAX_CLASSES = 65536
 MAX_CHUNK_BYTES = 1 << 30  # decoded chunk of an index column or label vector
 MAX_TEXT_BYTES = 4096  # of one value of a text column, on average
+DAMAGE = (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError, NotImplementedError)  # what zarr-python raises on metadata
 MAX_RATIO = 2000  # rows that a stored column may claim, per byte; an id column has 1
 
 
@@ -27,7 +29,7 @@ def check_name(name: object, what: str) -> None:
         raise UsageError(f"{what} {name!r} is not legal: letters, digits, _ . -, not beginning with a dot or -, and no folder")
 
 
-def check_bands(bands: Sequence[Band], patch_size: int, path: Path) -> None:
+def check_bands(bands: Sequence[Band], patch_size: int, path: Path | Url) -> None:
     """UsageError when the band table names arrays outside the corpus, or places a band twice or where it cannot be."""
     for band in bands:
         check_name(band.array, f"{path}: the band table: array")
@@ -43,7 +45,7 @@ def check_bands(bands: Sequence[Band], patch_size: int, path: Path) -> None:
         raise UsageError(f"{path}: the band table names a band twice")
 
 
-def check_image(array: zarr.Array, bands: Sequence[Band], *, num_patches: int, patch_size: int, file: Path) -> None:
+def check_image(array: zarr.Array, bands: Sequence[Band], *, num_patches: int, patch_size: int, file: Path | Url) -> None:
     """RunError when an image array is not what root and band table say, or too large to be one."""
     side = patch_size // bands[0].factor
     legal = (num_patches, len(bands), side, side)
@@ -61,7 +63,7 @@ def check_image(array: zarr.Array, bands: Sequence[Band], *, num_patches: int, p
                f"{key} {values}; legal: {len(bands)} numbers")
 
 
-def check_label(array: zarr.Array, *, num_patches: int, patch_size: int, file: Path) -> None:
+def check_label(array: zarr.Array, *, num_patches: int, patch_size: int, file: Path | Url) -> None:
     """RunError when a label array does not have one value, K values or one map a patch, or no class table."""
     attrs = dict(array.attrs)
     kind = attrs.get("kind")
@@ -75,44 +77,51 @@ def check_label(array: zarr.Array, *, num_patches: int, patch_size: int, file: P
     _check_chunk(array, file, MAX_PATCH_BYTES if kind == "classmap" else MAX_CHUNK_BYTES)
 
 
-def check_column(array: zarr.Array, name: str, *, num_rows: int, folder: Path) -> None:
+def check_array(array: zarr.Array, file: Path | Url) -> None:
+    """RunError when one chunk of any other array would be too large."""
+    _check(array.ndim >= 1, file, "a scalar; legal: arrays")
+    _check_chunk(array, file, MAX_CHUNK_BYTES)
+
+
+def check_column(array: zarr.Array, name: str, *, num_rows: int, storage: Storage) -> None:
     """RunError when an index column does not have a value a row, or its files say that they become more than that."""
-    file = folder / "zarr.json"
+    file = storage.path / "index" / name / "zarr.json"
     _check(array.shape == (num_rows,), file, f"shape {array.shape}, the root says {(num_rows,)}")
     text = array.dtype.kind in "OTU"
     if name in INDEX_DTYPES:
         _check(text if INDEX_DTYPES[name] == "str" else array.dtype == INDEX_DTYPES[name], file, f"dtype {array.dtype}, legal: {INDEX_DTYPES[name]}")
     codecs = [codec.to_dict() for codec in array.metadata.codecs]
     try:
-        compressor, checked = chain(codecs)
+        compressor, _ = chain(codecs)
     except ValueError as error:
         raise RunError(f"{file}: {error}") from error
     rows = array.chunks[0]
     limit = rows * (4 + MAX_TEXT_BYTES if text else array.dtype.itemsize) + 4 * text
     _check(rows >= 1 and (text or limit <= MAX_CHUNK_BYTES), file, f"chunks of {rows:,} rows; legal: up to {MAX_CHUNK_BYTES >> 20} MiB")
-    stored = 0
-    for number in range(-(-num_rows // rows)):
-        chunk = folder / array.metadata.encode_chunk_key((number,))
-        if chunk.is_file():
-            stored += _check_file(chunk, compressor, checked, limit)
+    keys = [f"index/{name}/{array.metadata.encode_chunk_key((number,))}" for number in range(-(-num_rows // rows))]
+    stored = sum(storage.concurrently(lambda key: _check_stored(storage, key, compressor, limit), keys))
     if name == "id" and num_rows > 1:  # the id of a single patch is 0, the fill value, and then there is no chunk
         _check(num_rows <= stored * MAX_RATIO, file, f"{num_rows:,} rows in {stored:,} bytes")
 
 
-def _check_file(chunk: Path, compressor: str, checked: bool, limit: int) -> int:
-    """Stored bytes of a chunk file whose header states at most `limit`."""
-    size = chunk.stat().st_size
-    _check(size <= limit + 1024, chunk, f"{size:,} bytes, at most {limit:,} belong here")
-    with open(chunk, "rb") as file:
-        head = file.read(32)
+def _check_stored(storage: Storage, key: str, compressor: str, limit: int) -> int:
+    """Stored bytes of a chunk whose header states at most `limit`; 0 where it is absent."""
+    try:
+        head = storage.get_range(key, start=0, size=32)
+        size = storage.get_tail(key, size=1)[1]
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise RunError(f"{storage.path / key}: {error.strerror}") from error
+    _check(size <= limit + 1024, storage.path / key, f"{size:,} bytes, at most {limit:,} belong here")
     try:
         check_declared(compressor, head if compressor else b"", limit)
     except ValueError as error:
-        raise RunError(f"{chunk}: damaged column ({error})") from error
+        raise RunError(f"{storage.path / key}: damaged column ({error})") from error
     return size
 
 
-def _check_chunk(array: zarr.Array, file: Path, limit: int) -> None:
+def _check_chunk(array: zarr.Array, file: Path | Url, limit: int) -> None:
     """Bounds of what a reader allocates for one chunk."""
     codec = array.metadata.codecs[0]
     shape = codec.chunk_shape if isinstance(codec, ShardingCodec) else array.chunks
@@ -127,6 +136,6 @@ def _finite(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and bool(np.isfinite(value))
 
 
-def _check(holds: object, file: Path, what: str) -> None:
+def _check(holds: object, file: Path | Url, what: str) -> None:
     if not holds:
         raise RunError(f"{file}: damaged metadata: {what}")

@@ -57,25 +57,36 @@ def shard_bytes(chunks: Sequence[bytes], num_slots: int) -> list[bytes]:
 
 def read_table(path: Path, num_slots: int) -> np.ndarray:
     """The (num_slots, 2) uint64 offsets and lengths of a shard file. Raises ValueError when the table is damaged."""
-    num_bytes = 16 * num_slots
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
-        if size < num_bytes + 4:
-            raise ValueError(f"{size} bytes, shorter than its own table")
-        file.seek(size - num_bytes - 4)
-        index, crc = file.read(num_bytes), file.read(4)
+        file.seek(max(0, size - table_bytes(num_slots)))
+        return parse_table(file.read(), size=size, num_slots=num_slots)
+
+
+def table_bytes(num_slots: int) -> int:
+    """Bytes of a chunk table with its crc32c."""
+    return 16 * num_slots + 4
+
+
+def parse_table(tail: bytes, *, size: int, num_slots: int) -> np.ndarray:
+    """The table at the end of a shard of `size` bytes, whose last `table_bytes(num_slots)` are `tail`. Raises ValueError when it is damaged."""
+    if len(tail) < table_bytes(num_slots):
+        raise ValueError(f"{size} bytes, shorter than its own table")
+    index, crc = tail[:-4], tail[-4:]
     if google_crc32c.value(index) != int.from_bytes(crc, "little"):
         raise ValueError("crc32c of the chunk table does not match (truncated or damaged file)")
     table = np.frombuffer(index, "<u8").reshape(num_slots, 2)
-    present = table[:, 0] != MISSING
-    if present.any() and int(table[present].sum(axis=1).max()) > size - num_bytes - 4:
+    present = table[table[:, 0] != MISSING]
+    end = size - len(tail)
+    # Each alone first: the sum of two damaged numbers can wrap around.
+    if present.size and (int(present.max()) > end or int(present.sum(axis=1).max()) > end):
         raise ValueError("the chunk table points past the end of the data")
     return table
 
 
 def write_file(path: Path, parts: Sequence[bytes]) -> None:
     """Write a file so that after a crash it is there whole or not at all: temporary name, fsync, rename, fsync of the folder."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.writelines(parts)
@@ -83,6 +94,17 @@ def write_file(path: Path, parts: Sequence[bytes]) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it, all of them durable."""
+    made = []
+    while not path.is_dir():
+        made.append(path)
+        path = path.parent
+    for folder in reversed(made):
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
 
 
 def sync_folder(path: Path) -> None:

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dsengine.corpus.schema import NODATA, SHARD_PATCHES
+from dsengine.corpus.seal import staged
 from dsengine.corpus.shards import write_file
+from dsengine.corpus.storage import storage_at
 from dsengine.errors import RunError
 
 if TYPE_CHECKING:
@@ -83,12 +85,10 @@ def measure(corpus: "Corpus", *, progress: Callable[[int, int], None] | None = N
 
 
 def store(corpus: "Corpus", measured: Mapping[str, Mapping[str, Any]]) -> None:
-    """Put statistics into the attributes of the arrays on disk. RunError when a file cannot be written."""
-    for name, attributes in measured.items():
-        path = corpus.path / name / "zarr.json"
-        try:
-            metadata = json.loads(path.read_bytes())
+    """Put statistics into the attributes of the arrays on disk, all at once. RunError when a file cannot be written."""
+    storage = storage_at(corpus.path)
+    with staged(corpus.path) as folder:
+        for name, attributes in measured.items():
+            metadata = json.loads(storage.get(f"{name}/zarr.json"))
             metadata["attributes"].update(attributes)
-            write_file(path, [json.dumps(metadata, indent=2).encode()])
-        except OSError as error:
-            raise RunError(f"{path}: {error.strerror}") from error
+            write_file(folder / name / "zarr.json", [json.dumps(metadata, indent=2).encode()])

@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,10 +10,10 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
+from dsengine.corpus.manifest import MANIFEST, digest, sealed
 from dsengine.corpus.schema import NODATA, VERSION, LabelSpec, Layout
-from dsengine.corpus.seal import MANIFEST, digest, first_seal, sealed
 from dsengine.corpus.shards import BLOSC_BLOCK
-from dsengine.corpus.storage import LocalStorage, Storage
+from dsengine.corpus.storage import Storage
 
 COLUMN_ROWS = 65536  # rows in one chunk of an index column
 
@@ -68,21 +67,14 @@ def label_attributes(label: LabelSpec) -> dict[str, Any]:
     return {"kind": label.kind, "classes": {str(value): name for value, name in label.classes.items()}, "ignore": label.ignore}
 
 
-def dump(content: Mapping[str, Buffer], place: Path | Storage) -> None:
-    """Write every key to `place`, the root's own zarr.json last: it is what says that the corpus is complete.
-
-    A complete corpus gets its manifest just before that: in a folder given as a Path of all files there, in a Storage of `content`.
-    """
-    storage = LocalStorage(place) if isinstance(place, Path) else place
+def dump(content: Mapping[str, Buffer], storage: Storage) -> None:
+    """Write every key, the root's own zarr.json last: it is what says that the corpus is complete. A complete one gets its manifest before that."""
     data = {key: content[key].to_bytes() for key in sorted(content.keys() - {"zarr.json"})}
     storage.concurrently(lambda item: storage.put(item[0], [item[1]]), data.items())
     root = content["zarr.json"].to_bytes()
     if json.loads(root)["attributes"]["dsengine"].get("complete"):
-        if isinstance(place, Path):
-            root = first_seal(place, root)
-        else:
-            manifest, root = sealed({key: digest(value) for key, value in data.items()}, root)
-            storage.put(MANIFEST, [manifest])
+        manifest, root = sealed(storage, root, {key: digest(value) for key, value in data.items()})
+        storage.put(MANIFEST, [manifest])
     storage.put("zarr.json", [root])
 
 
