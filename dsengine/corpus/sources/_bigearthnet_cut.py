@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from affine import Affine
 
 from dsengine.corpus.build.offset import Decision
 from dsengine.corpus.build.raster import lonlat, to_stored
@@ -44,8 +45,9 @@ class Cut:
             folder = self.release.folder(spec.sensor, row)
             paths = [folder / f"{folder.name}_{band}.tif" for band in spec.bands]
             raw[spec.name], place = _patches.read_bands(paths, side=SIDE // spec.factor, kind="iu" if spec.sensor == "s2" else "f")
-            first = first or Place(place.crs, place.transform * place.transform.scale(1 / spec.factor))
-            _same_ground(str(folder), place, first, factor=spec.factor)
+            fine = _finest(place, spec.factor)
+            first = first or fine
+            _same_ground(str(folder), fine, first)
         return raw, first
 
     def _cell(self, row: int) -> Cell:
@@ -129,13 +131,19 @@ def look(cut: Cut, *, choice: str, stated: Decision) -> Decision | None:
         if "s1" in raw:
             _patches.check_db(raw["s1"], name=cut.release.names["s1"][row])
         s2 = [_patches.valid_numbers(raw[spec.name], spec.bands) for spec in cut.specs if spec.sensor == "s2"]
-        samples[str(cut.release.folder("s2", row))] = {band: values for group in s2 for band, values in group.items()} if s2 else {}
-    return _patches.released_offset(choice, stated, samples) if "s2" in cut.release.names else None
+        if s2:
+            samples[cut.release.names["s2"][row]] = {band: values for group in s2 for band, values in group.items()}
+    return _patches.released_offset(choice, stated, samples) if samples else None
 
 
-def _same_ground(name: str, place: Place, first: Place, *, factor: int) -> None:
-    scaled = Place(place.crs, place.transform * place.transform.scale(1 / factor))
-    if scaled.crs != first.crs or not scaled.transform.almost_equals(first.transform, precision=1e-3):
+def _finest(place: Place, factor: int) -> Place:
+    """The 10 m grid with the corner of a coarser one."""
+    t = place.transform
+    return Place(place.crs, Affine(t.a / factor, t.b, t.c, t.d, t.e / factor, t.f))
+
+
+def _same_ground(name: str, place: Place, first: Place) -> None:
+    if place.crs != first.crs or not place.transform.almost_equals(first.transform, precision=1e-3):
         raise RunError(f"{name}: a grid of {tuple(place.transform)[:6]} in {place.crs} does not cover the ground of {tuple(first.transform)[:6]} "
                        f"in {first.crs}; files of one patch share their upper left corner and CRS")
 

@@ -24,6 +24,7 @@ from dsengine.errors import RunError, UsageError
 GROUPS = (("s2", 1, ("B02", "B03", "B04", "B08")), ("s2_20m", 2, ("B05", "B06", "B07", "B8A", "B11", "B12")), ("s2_60m", 6, ("B01", "B09", "B10")))
 L1C_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B10", "B11", "B12")
 S1_DB = Radiometry(gain=100.0, bias=0.0)  # dB to dB x 100
+CIRRUS = (950, 1150)  # numbers between which the floor of B10 shows the offset
 MAX_BLOCK = 4096  # pixels a side of an internal tile
 MAX_JSON = 1 << 20  # bytes
 SAMPLES = 16  # patches that a plan opens to check units and offset
@@ -105,28 +106,46 @@ def check_db(raw: np.ndarray, *, name: str) -> None:
         raise UsageError(f"{name} is not in dB: its values run from {values.min():g} to {values.max():g}; legal: the release as published, dB")
 
 
+def pixels_say(sample: Mapping[str, np.ndarray]) -> Decision:
+    """The S2 offset by the valid numbers of one patch or several, band by band, or None and why.
+
+    Top-of-atmosphere products have B10, where clear air reflects next to nothing: the darkest of it is the offset itself. Without B10 the
+    rules are those of `build.offset`.
+    """
+    cirrus = sample.get("B10")
+    if cirrus is None or not cirrus.size:
+        return offset.from_pixels(sample)
+    floor = float(np.percentile(cirrus, 1))
+    if floor < offset.DARK:
+        return Decision(0, f"pixels: the darkest 1 % of B10 end at {floor:.0f}")
+    if CIRRUS[0] <= floor <= CIRRUS[1]:
+        return Decision(offset.BASELINE_OFFSET, f"pixels: the darkest 1 % of B10 end at {floor:.0f}")
+    return Decision(None, f"pixels: the darkest 1 % of B10 end at {floor:.0f}, neither below {offset.DARK} nor from {CIRRUS[0]} to {CIRRUS[1]}")
+
+
 def released_offset(choice: str, stated: Decision, samples: Mapping[str, Mapping[str, np.ndarray]]) -> Decision:
     """Offset of all files of a release. `choice` is auto or a whole number; `samples` are valid numbers of some patches, band by band.
 
-    auto takes what is known of the release (`stated`) unless the samples' pixels contradict it; where nothing is known they decide.
+    auto takes what is known of the release (`stated`) unless pixels contradict it; where nothing is known, the pixels of all samples must agree.
     """
     if offset.is_number(choice):
         return Decision(int(choice), f"--s2-offset {choice}")
     if choice != "auto":
         raise UsageError(f"--s2-offset {choice}: legal: auto or a whole number, 0 or -1000")
-    bands = list(next(iter(samples.values())))
-    pooled = offset.from_pixels({band: np.concatenate([sample[band] for sample in samples.values()]) for band in bands})
-    proofs = {name: found for name, sample in samples.items() if (found := offset.from_pixels(sample)).offset == 0}
-    decision = pooled if stated.offset is None else stated
-    if decision.offset is None:
-        raise UsageError(f"--s2-offset auto cannot tell ({pooled.reason}); legal: 0 or -1000")
-    if decision.offset < 0 and proofs:
-        name, proof = next(iter(proofs.items()))
-        raise UsageError(f"--s2-offset auto: {decision.reason} says {decision.offset}, but {name} says 0 ({proof.reason}); legal: 0 or -1000")
-    if decision.offset == 0 and pooled.offset not in (0, None):
-        raise UsageError(f"--s2-offset auto: {decision.reason} says 0, but {pooled.offset} by {pooled.reason}; legal: 0 or -1000")
-    seen = f"{len(samples)} patches looked at: {pooled.reason}"
-    return Decision(decision.offset, seen if stated.offset is None else f"{stated.reason}; {seen}")
+    found = {name: pixels_say(sample) for name, sample in samples.items()}
+    pooled = pixels_say({band: np.concatenate([sample[band] for sample in samples.values()]) for band in next(iter(samples.values()))})
+    plain = {name: decision for name, decision in found.items() if decision.offset is not None}
+    wanted = stated if stated.offset is not None else next(iter(plain.values()), pooled)
+    if wanted.offset is None:
+        raise UsageError(f"--s2-offset auto cannot tell ({wanted.reason}); legal: 0 or -1000")
+    # A single patch can prove that there is no offset. That there is one is an inference, so that all patches together must show it,
+    # unless they have B10.
+    strong = {name: d for name, d in plain.items() if d.offset == 0 or "B10" in samples[name]} | {"all patches together": pooled}
+    for name, decision in strong.items():
+        if decision.offset not in (None, wanted.offset):
+            raise UsageError(f"--s2-offset auto: {wanted.offset} by {wanted.reason}, but {decision.offset} for {name} by {decision.reason}; "
+                             "legal: 0 or -1000")
+    return Decision(wanted.offset, f"{wanted.reason}; {len(samples)} patches looked at: {pooled.reason}")
 
 
 def valid_numbers(raw_CHW: np.ndarray, bands: Sequence[str]) -> dict[str, np.ndarray]:

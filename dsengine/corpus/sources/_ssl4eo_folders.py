@@ -138,7 +138,7 @@ class Cut:
         sample = {band: values for spec in self.specs if spec.sensor == "s2"
                   for band, values in _patches.valid_numbers(found[spec.name][0], spec.bands).items()}
         stated = offset.from_metadata([tags.get("PRODUCT_ID", "")], tags, scale=1.0, offset=0.0)
-        decision = offset.decide(stated, offset.from_pixels(sample))
+        decision = offset.decide(stated, _patches.pixels_say(sample))
         if decision.offset is None:
             raise RunError(f"--s2-offset auto cannot tell for {self._product(pair, 's2')} ({decision.reason}); legal: 0 or -1000")
         return decision

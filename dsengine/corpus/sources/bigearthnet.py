@@ -67,8 +67,8 @@ def _release(args: argparse.Namespace) -> "Release":
     wrong = {"1.0": {"--flagged": args.flagged, "--maps": args.maps}, "2.0": {"--splits": args.splits, "--classes 43": args.classes == 43}}[version]
     if flags := [flag for flag, given in wrong.items() if given]:
         raise UsageError(f"{flags[0]}: not for release {version}, which {args.root} holds")
-    if args.maps and "maps" not in roots:
-        raise UsageError(f"--maps: {args.root} has no folder Reference_Maps")
+    if args.maps and ("maps" not in roots or "s2" not in sensors):
+        raise UsageError(f"--maps {args.maps}: needs a folder Reference_Maps in {args.root} and S2, whose names its files have")
     exclude = frozenset(line.strip() for path in args.exclude for line in _lines(path))
     if version == "1.0":
         return read_v1(roots, sensors=sensors, splits=args.splits, exclude=exclude, partial=args.partial)
