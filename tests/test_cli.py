@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from dsengine import cli
 from dsengine.corpus import open_corpus
+from dsengine.corpus.seal import seal
 from dsengine.engine.log import read_metrics
 
 TRAIN_FLAGS = {"--help", "--method", "--encoder", "--corpus", "--out", "--resume", "--gpus", "--procs", "--epochs", "--batch-size",
@@ -136,6 +137,7 @@ def test_a_corpus_without_statistics_names_the_command_that_makes_them(capsys: p
     for key in ("mean", "std", "count"):
         meta["attributes"].pop(key)
     (corpus / "s2" / "zarr.json").write_text(json.dumps(meta))
+    seal(corpus)
     err = _refused(capsys, "train", "--corpus", corpus, "--out", tmp_path / "r", "--gpus", 0)
     assert "dsengine corpus stats" in err
 
@@ -184,6 +186,7 @@ def test_resuming_on_a_corpus_with_another_band_order_is_refused_and_the_run_sta
     bands = meta["attributes"]["dsengine"]["bands"]
     bands[1], bands[2] = bands[2], bands[1]
     (corpus / "zarr.json").write_text(json.dumps(meta))
+    seal(corpus)
     before = (run / "config.yaml").read_text()
     err = _refused(capsys, "train", "--resume", "--out", run, "--corpus", corpus)
     assert "bands differ" in err and "B01, B03, B02" in err and "B01, B02, B03" in err
@@ -215,6 +218,7 @@ def test_a_damaged_chunk_ends_the_run_with_code_1_and_its_name(capsys: pytest.Ca
     last = err.strip().splitlines()[-1]
     assert code == 1 and str(shard) in last and "Traceback" not in err, err
     assert f"patch {row}" in last or damage == "truncate", last
+    assert f"`dsengine corpus verify --quarantine {corpus}`" in last
 
 
 def test_a_folder_that_another_process_writes_is_refused(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

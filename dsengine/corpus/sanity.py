@@ -38,9 +38,9 @@ def check_bands(bands: Sequence[Band], patch_size: int, path: Path | Url) -> Non
                              f"legal: whole numbers, the factor one of patch size {patch_size}")
     for array in dict.fromkeys(band.array for band in bands):
         mine = [band for band in bands if band.array == array]
-        if [band.channel for band in mine] != list(range(len(mine))) or len({(band.sensor, band.factor) for band in mine}) > 1:
+        if sorted(band.channel for band in mine) != list(range(len(mine))) or len({(band.sensor, band.factor) for band in mine}) > 1:
             raise UsageError(f"{path}: the band table: array {array} has channels {[band.channel for band in mine]} of sensors "
-                             f"{sorted({band.sensor for band in mine})}; legal: 0..{len(mine) - 1} in order, of one sensor and factor")
+                             f"{sorted({band.sensor for band in mine})}; legal: each of 0..{len(mine) - 1} once, of one sensor and factor")
     if len({band.name for band in bands}) < len(bands):
         raise UsageError(f"{path}: the band table names a band twice")
 
@@ -53,7 +53,8 @@ def check_image(array: zarr.Array, bands: Sequence[Band], *, num_patches: int, p
     _check(array.dtype == "int16", file, f"dtype {array.dtype}, legal: int16")
     _check_chunk(array, file, MAX_PATCH_BYTES)
     attrs = dict(array.attrs)
-    _check(list(attrs.get("bands", [])) == [band.name for band in bands], file, f"bands {attrs.get('bands')}, the root says {[b.name for b in bands]}")
+    names = [band.name for band in sorted(bands, key=lambda band: band.channel)]
+    _check(attrs.get("bands") == names, file, f"bands {attrs.get('bands')}, the root says {names}")
     _check(_finite(attrs.get("scale_factor")) and attrs["scale_factor"] and _finite(attrs.get("add_offset")), file,
            f"scale_factor {attrs.get('scale_factor')}, add_offset {attrs.get('add_offset')}; legal: numbers, the first not 0")
     _check(type(attrs.get("nodata")) is int, file, f"nodata {attrs.get('nodata')}; legal: a whole number")
