@@ -85,26 +85,19 @@ def parse_table(tail: bytes, *, size: int, num_slots: int) -> np.ndarray:
 
 
 def write_file(path: Path, parts: Sequence[bytes]) -> None:
-    """Write a file so that after a crash it is there whole or not at all: temporary name, fsync, rename, fsync of the folder."""
-    make_folder(path.parent)
+    """Write a file so that after a crash it is there whole or not at all: temporary name, fsync, rename, fsync of the folder and of new ones."""
+    changed = [path.parent]
+    while not changed[-1].is_dir():
+        changed.append(changed[-1].parent)
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     with open(temporary, "wb") as file:
         file.writelines(parts)
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
-    sync_folder(path.parent)
-
-
-def make_folder(path: Path) -> None:
-    """Make a folder and those above it, all of them durable."""
-    made = []
-    while not path.is_dir():
-        made.append(path)
-        path = path.parent
-    for folder in reversed(made):
-        folder.mkdir(exist_ok=True)
-        sync_folder(folder.parent)
+    for folder in changed:  # those above the first were made before the file was synced, and most file systems keep that order: no wait
+        sync_folder(folder)
 
 
 def sync_folder(path: Path) -> None:
