@@ -1,11 +1,12 @@
 """How the chunks of one corpus array lie on disk, read once from its Zarr v3 metadata."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import zarr
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
+from dsengine.corpus.storage import Storage, Url, storage_at
 from dsengine.errors import UsageError
 
 LEGAL = "legal: shards of (1, C, H, W) int16 chunks with codecs bytes(little) [, blosc | zstd] [, crc32c]"
@@ -16,7 +17,8 @@ class ChunkLayout:
     """One array `(N, C, H, W)` int16, one patch a chunk, `patches_per_shard` patches a file."""
 
     name: str
-    directory: Path
+    directory: Path | Url
+    storage: Storage = field(compare=False)  # of `directory`
     num_patches: int
     patch_shape: tuple[int, int, int]  # C, H, W
     patches_per_shard: int
@@ -36,12 +38,16 @@ class ChunkLayout:
         c, h, w = self.patch_shape
         return 2 * c * h * w
 
-    def shard_path(self, shard: int) -> Path:
-        """File of shard `shard` (default chunk key encoding)."""
-        return self.directory / self.separator.join(("c", str(shard), "0", "0", "0"))
+    def shard_key(self, shard: int) -> str:
+        """Name of shard `shard` below `directory` (default chunk key encoding)."""
+        return self.separator.join(("c", str(shard), "0", "0", "0"))
+
+    def shard_path(self, shard: int) -> Path | Url:
+        """File or object of shard `shard`."""
+        return self.directory / self.shard_key(shard)
 
 
-def chunk_layout(array: zarr.Array, *, root: Path) -> ChunkLayout:
+def chunk_layout(array: zarr.Array, *, root: Path | Url) -> ChunkLayout:
     """Layout of `array` in the group stored at `root`. Raises UsageError when it is not a sharded patch array."""
     meta = array.metadata
     name = array.basename
@@ -56,12 +62,13 @@ def chunk_layout(array: zarr.Array, *, root: Path) -> ChunkLayout:
     if index != [BytesCodec, Crc32cCodec] or codec.index_location.value != "end":
         raise UsageError(f"array {name} of {root}: shard index {codec.index_codecs} at the {codec.index_location.value}; "
                          "legal: bytes(little), crc32c at the end")
+    directory = root / array.path
     return ChunkLayout(
-        name=name, directory=root / array.path, num_patches=array.shape[0], patch_shape=tuple(array.shape[1:]),
+        name=name, directory=directory, storage=storage_at(directory), num_patches=array.shape[0], patch_shape=tuple(array.shape[1:]),
         patches_per_shard=patches, compressor=compressor, checked=checked, fill_value=int(array.fill_value), separator=meta.chunk_key_encoding.separator)
 
 
-def _inner_codecs(codec: ShardingCodec, *, name: str, root: Path) -> tuple[str, bool]:
+def _inner_codecs(codec: ShardingCodec, *, name: str, root: Path | Url) -> tuple[str, bool]:
     """(compressor, whether a crc32c closes each chunk) of a sharding codec's inner chain."""
     chain = list(codec.codecs)
     kinds = [type(c) for c in chain]
