@@ -58,18 +58,20 @@ class Corpus:
         self.resolution_m = float(described["resolution_m"])
         sanity.check_bands(self.bands, self.patch_size, path)
         self.arrays: Mapping[str, zarr.Array] = MappingProxyType({b.array: _member(group, b.array, path) for b in self.bands})
-        num_patches = int(described.get("num_patches", group["index/id"].shape[0]))
+        columns, labels = _arrays(group, "index", path), _arrays(group, "labels", path)
+        num_patches = int(described.get("num_patches", columns["id"].shape[0]))
         for name, array in self.arrays.items():
             sanity.check_image(array, [b for b in self.bands if b.array == name], num_patches=num_patches, patch_size=self.patch_size,
                                file=path / name / "zarr.json")
-        for name in _names(group, "index"):
-            sanity.check_column(_member(group, f"index/{name}", path), name, num_rows=num_patches, storage=self.storage)
-        self.index = Index(*(_standard_column(group, name, path) for name in Index._fields))
+        for name, array in columns.items():
+            sanity.check_column(array, name, num_rows=num_patches, storage=self.storage)
+        for name, array in labels.items():
+            sanity.check_label(array, num_patches=num_patches, patch_size=self.patch_size, file=path / "labels" / name / "zarr.json")
+        self.index = Index(*(_standard_column(columns, name, num_patches, path) for name in Index._fields))
         self.columns: Mapping[str, zarr.Array] = MappingProxyType(  # beyond the standard ones, as the source named them
-            {name: group[f"index/{name}"] for name in sorted(group["index"].array_keys()) if name not in Index._fields})
-        names = sorted(group["labels"].array_keys()) if "labels" in group else []
+            {name: array for name, array in columns.items() if name not in Index._fields})
+        self.labels: Mapping[str, zarr.Array] = MappingProxyType(labels)
         self._group = group
-        self.labels: Mapping[str, zarr.Array] = MappingProxyType({name: group[f"labels/{name}"] for name in names})
 
     def __len__(self) -> int:
         return len(self.index.id)
@@ -149,7 +151,7 @@ def open_corpus(path: str | os.PathLike[str] | Url, *, checked: bool = True) -> 
         return SeriesCorpus(folder, group) if described.get("kind") in KINDS else Corpus(folder, group)
     except (UsageError, RunError):
         raise
-    except (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError, NotImplementedError) as error:
+    except sanity.DAMAGE as error:
         raise RunError(f"{folder / 'zarr.json'}: damaged metadata ({type(error).__name__}: {error})") from error
     except OSError as error:
         raise RunError(f"{folder}: {error.strerror or error}") from error
@@ -163,15 +165,18 @@ def _reached(storage: Storage) -> bool:
         raise RunError(f"{storage.path}: {error.strerror}") from error
 
 
-def _names(group: zarr.Group, folder: str) -> list[str]:
-    """Names of the arrays in index/ or labels/."""
-    names = sorted(group[folder].array_keys()) if folder in group else []
-    for name in names:
-        sanity.check_name(name, f"{folder}: array")
-    return names
+def _arrays(group: zarr.Group, folder: str, path: Path | Url) -> dict[str, zarr.Array]:
+    """The arrays in index/ or labels/, sorted; opened in one go. RunError when one is damaged."""
+    try:
+        found = dict(sorted(group[folder].arrays())) if folder in group else {}
+    except sanity.DAMAGE as error:
+        raise RunError(f"{path / folder}: damaged metadata ({error})") from error
+    for name in found:
+        sanity.check_name(name, f"{path / folder}: array")
+    return found
 
 
-def _check_sealed(folder: Path) -> None:
+def _check_sealed(folder: Path | Url) -> None:
     if storage_at(folder).exists(REMOVE):
         raise RunError(f"{folder}: an edit of this corpus is under way or was interrupted; `dsengine corpus verify {folder}` completes it")
     for name, what in differences(folder, metadata_only=True):
@@ -179,7 +184,7 @@ def _check_sealed(folder: Path) -> None:
                        f"`dsengine corpus verify --seal {folder}` accepts it")
 
 
-def _member(group: zarr.Group, name: str, path: Path) -> zarr.Array:
+def _member(group: zarr.Group, name: str, path: Path | Url) -> zarr.Array:
     try:
         member = group.get(name)
     except (ValueError, KeyError, TypeError) as error:  # JSONDecodeError is a ValueError
@@ -189,18 +194,19 @@ def _member(group: zarr.Group, name: str, path: Path) -> zarr.Array:
     return member
 
 
-def _standard_column(group: zarr.Group, name: str, path: Path) -> np.ndarray:
-    if name in OPTIONAL_COLUMNS and name not in group["index"]:
-        return np.full(group["index/id"].shape, OPTIONAL_COLUMNS[name], INDEX_DTYPES[name])
-    return _column(group, name, path)
+def _standard_column(columns: Mapping[str, zarr.Array], name: str, num_patches: int, path: Path | Url) -> np.ndarray:
+    if name in columns:
+        return _column(columns[name], path / "index" / name)
+    if name in OPTIONAL_COLUMNS:
+        return np.full(num_patches, OPTIONAL_COLUMNS[name], INDEX_DTYPES[name])
+    raise UsageError(f"{path}: array index/{name} is missing")
 
 
-def _column(group: zarr.Group, name: str, path: Path) -> np.ndarray:
-    array = _member(group, f"index/{name}", path)
+def _column(array: zarr.Array, path: Path | Url) -> np.ndarray:
     try:
         column = np.asarray(array[...])
     except (ValueError, RuntimeError, OSError, MemoryError) as error:  # what zarr-python's codecs raise on damaged bytes
-        raise RunError(f"{path / 'index' / name}: damaged column ({error})") from error
+        raise RunError(f"{path}: damaged column ({error})") from error
     return column.astype(object) if column.dtype.kind == "T" else column
 
 
