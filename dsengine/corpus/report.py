@@ -1,7 +1,6 @@
 """Tables about a corpus for a person at a terminal."""
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,16 @@ from rich.text import Text
 
 from dsengine.corpus.index import Corpus
 from dsengine.corpus.schema import SPLITS, UNKNOWN_TIME
+from dsengine.corpus.series import SeriesCorpus
+from dsengine.corpus.series_report import series_summary, time_range
 from dsengine.corpus.verify import Problem, Verified
 
 MAX_ROWS = 40  # of a table about files or damage
 
 
-def print_info(corpus: Corpus, console: Console) -> None:
+def print_info(corpus: Corpus | SeriesCorpus, console: Console) -> None:
     """What `corpus info` shows: summary, bands, labels and the S2 offsets that were decided."""
-    console.print(_summary(corpus))
+    console.print(series_summary(corpus) if isinstance(corpus, SeriesCorpus) else _summary(corpus))
     console.print(stats_table(corpus))
     if corpus.labels:
         console.print(_label_table(corpus))
@@ -27,16 +28,16 @@ def print_info(corpus: Corpus, console: Console) -> None:
         console.print(_offset_table(decided))
 
 
-def stats_table(corpus: Corpus) -> Table:
+def stats_table(corpus: Corpus | SeriesCorpus) -> Table:
     """One line a band: where it is stored and its statistics."""
     table = Table(title="bands", title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for heading in ("band", "array", "ch", "m", "unit", "mean", "std", "valid", "cut"):
         table.add_column(heading, justify="left" if heading in ("band", "array", "unit") else "right", no_wrap=True)
     for band in corpus.bands:
-        attrs = dict(corpus.arrays[band.array].attrs)
+        attrs = dict((corpus.values[band.sensor] if isinstance(corpus, SeriesCorpus) else corpus.arrays[band.array]).attrs)
         values = [attrs.get(key, [None] * (band.channel + 1))[band.channel] for key in ("mean", "std", "count", "saturated")]
         cells = [_number(values[0]), _number(values[1]), *("-" if v is None else f"{v:,}" for v in values[2:])]
-        table.add_row(band.name, band.array, str(band.channel), f"{corpus.resolution_m * band.factor:g}", attrs["units"], *cells)
+        table.add_row(band.name, band.array, str(band.channel), f"{attrs['resolution_m']:g}", attrs["units"], *cells)
     return table
 
 
@@ -81,7 +82,7 @@ def _summary(corpus: Corpus) -> Table:
     table.add_row("longitude", f"{index.lon.min():.4f} to {index.lon.max():.4f}")
     table.add_row("latitude", f"{index.lat.min():.4f} to {index.lat.max():.4f}")
     for sensor in corpus.sensors:
-        table.add_row(f"time {sensor}", _time_range(getattr(index, f"time_{sensor}", np.array([UNKNOWN_TIME]))))
+        table.add_row(f"time {sensor}", time_range(getattr(index, f"time_{sensor}", np.array([UNKNOWN_TIME]))))
     table.add_row("nodata", f"{index.nodata_fraction.mean():.2%} of all pixels, {np.count_nonzero(index.nodata_fraction):,} patches have some")
     table.add_row("on disk", f"{sum(f.stat().st_size for f in corpus.path.rglob('*') if f.is_file()) / 2**20:,.1f} MiB")
     return table
@@ -109,11 +110,3 @@ def _offset_table(decided: dict[str, dict[str, object]]) -> Table:
 
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.4f}"
-
-
-def _time_range(times: np.ndarray) -> str:
-    known = times[times != UNKNOWN_TIME]
-    if not known.size:
-        return "unknown"
-    first, last = (datetime.fromtimestamp(int(t) / 1e9, tz=UTC).strftime("%Y-%m-%d %H:%M") for t in (known.min(), known.max()))
-    return f"{first} to {last} UTC, unknown for {len(times) - len(known):,}"

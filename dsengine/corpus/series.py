@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import zarr
 
+from dsengine.corpus import where as condition
 from dsengine.corpus.schema import SPLITS, Band, Contract
 from dsengine.errors import RunError, UsageError
 
@@ -78,9 +79,11 @@ class SeriesCorpus:
         array = self._array(self.pixels, sensor)
         return read_rows(array, self._rows(ids), self.path / "pixels" / sensor)
 
-    def rows(self, split: str) -> np.ndarray:
-        """Rows of train, val or test, or of all, ascending int64, without those in quarantine."""
+    def rows(self, split: str, where: str | None = None) -> np.ndarray:
+        """Rows of train, val or test, or of all, ascending int64, without those in quarantine; of them those that meet the condition `where`."""
         usable = self.index["quarantine"] == 0
+        if where is not None:
+            usable &= condition.where(self, where)
         if split == "all":
             return np.flatnonzero(usable).astype(np.int64)
         if split not in SPLITS:

@@ -5,13 +5,16 @@ merged in the order of the rows.
 Source of the merge: Chan, Golub, LeVeque, "Updating formulae and a pairwise algorithm for computing sample variances", 1979.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dsengine.corpus.schema import NODATA
 from dsengine.corpus.stats import BandSums, statistics
+
+if TYPE_CHECKING:
+    from dsengine.corpus.series import SeriesCorpus
 
 MADE_BY = {"int16": {"rows": "all", "method": "exact integer sums, nodata left out"},
            "float32": {"rows": "all", "method": "float64 moments a block, merged in row order, nodata left out"}}
@@ -57,3 +60,20 @@ def describe(part: Part, dtype: str, *, scale_factor: float, add_offset: float) 
     mean = [m * scale_factor + add_offset if n else None for n, m in zip(counts, means, strict=True)]
     std = [(s / n) ** 0.5 * abs(scale_factor) if n else None for n, s in zip(counts, squares, strict=True)]
     return {"mean": mean, "std": std, "count": counts, "stats_made_by": MADE_BY[dtype]}
+
+
+def measure_series(corpus: "SeriesCorpus", *, progress: Callable[[int, int], None] | None = None) -> dict[str, dict[str, Any]]:
+    """Statistics of every sensor, read by zarr-python shard by shard: array -> the attributes that `stats.store` writes."""
+    from dsengine.corpus.series import read_rows
+
+    measured = {}
+    for number, (sensor, array) in enumerate(corpus.values.items()):
+        attrs, parts, step = dict(array.attrs), [], (array.shards or array.chunks)[0]
+        for start in range(0, len(corpus), step):
+            rows = read_rows(array, slice(start, start + step), corpus.path / corpus.kind / sensor)
+            parts.append(block_part(rows, nodata=attrs["nodata"]))
+            if progress:
+                progress((number * len(corpus) + start) // len(corpus.values), len(corpus))
+        dtype = str(array.dtype)
+        measured[f"{corpus.kind}/{sensor}"] = describe(merge(parts, dtype), dtype, scale_factor=attrs["scale_factor"], add_offset=attrs["add_offset"])
+    return measured

@@ -21,6 +21,7 @@ from dsengine.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from dsengine.corpus.index import Corpus
+    from dsengine.corpus.series import SeriesCorpus
 
 MOST_CHARACTERS = 10_000
 DEEPEST = 50  # of parentheses and `not`
@@ -38,7 +39,7 @@ class Token(NamedTuple):
     at: int  # position in the text, from 1
 
 
-def where(corpus: "Corpus", text: str) -> np.ndarray:
+def where(corpus: "Corpus | SeriesCorpus", text: str) -> np.ndarray:
     """(N,) bool: the patches for which the condition `text` holds. UsageError says what is wrong with it, and where."""
     return _Parser(text, lambda name: column(corpus, name), lambda: legal_names(corpus)).parse()
 

@@ -2,7 +2,7 @@
 
 import operator
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,6 +13,7 @@ from dsengine.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from dsengine.corpus.index import Corpus
+    from dsengine.corpus.series import SeriesCorpus
 
 DAY_NS = 86_400 * 10**9
 SIGNS: dict[str, Callable] = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge, "==": operator.eq, "!=": operator.ne}
@@ -40,13 +41,17 @@ class Value(NamedTuple):
         return self.name if self.kind == "column" else "unknown" if self.kind == "unknown" else repr(self.value)
 
 
-def legal_names(corpus: "Corpus") -> list[str]:
+def legal_names(corpus: "Corpus | SeriesCorpus") -> list[str]:
     """Every name that a condition on `corpus` may use."""
+    if isinstance(corpus.index, Mapping):  # series and pixels
+        return list(corpus.index)
     return [*corpus.index._fields, *_SHORT, *(name for name in corpus.columns if name not in _SHORT)]
 
 
-def column(corpus: "Corpus", name: str) -> Column:
+def column(corpus: "Corpus | SeriesCorpus", name: str) -> Column:
     """The column behind a legal name, standard columns and short names first."""
+    if isinstance(corpus.index, Mapping):
+        return _stored(name, corpus.index[name])
     if name in _SHORT:
         return _SHORT[name](corpus)
     if name in corpus.index._fields:
@@ -81,7 +86,7 @@ def compare(sign: str, left: Value, right: Value) -> np.ndarray:
 def _stored(name: str, values: np.ndarray) -> Column:
     if name == "split":
         return Column("text", np.array([*SPLITS, "?"], object)[np.minimum(values, len(SPLITS))], SPLITS)
-    if name in ("time_s2", "time_s1"):
+    if name.startswith("time_"):
         return Column("time", values)
     if values.dtype.kind in "OTU":
         return Column("text", values.astype(object))

@@ -130,6 +130,10 @@ class SeriesWriter:
             index.pop("split", None)  # the source's own, which another rule was asked to replace
         dtypes = {**{name: SERIES_INDEX[name] for name in ("lon", "lat", "quarantine")}, **_PLACE, **self.columns,
                   **({"split": SERIES_INDEX["split"]} if self.split.by == "given" else {})}
+        if self.split.by != "given":
+            index.pop("split", None)  # the source's own split gave way to another
+        if self.split.by == "block" and not (np.isfinite(index["split_lon"]).all() and np.isfinite(index["split_lat"]).all()):
+            raise UsageError("--split block: the rows of this source have no place; legal: random, column:NAME, or none")
         if index.keys() != dtypes.keys():
             raise ValueError(f"index columns {sorted(index.keys() ^ dtypes.keys())} are missing or not legal: {', '.join(sorted(dtypes))}")
         return {name: np.broadcast_to(np.asarray(index[name], dtype=dtype), (self.next_count,)) for name, dtype in dtypes.items()}

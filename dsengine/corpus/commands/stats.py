@@ -15,11 +15,13 @@ def run(args: argparse.Namespace) -> int:
     """`corpus stats PATH`."""
     from dsengine.corpus import open_corpus
     from dsengine.corpus.report import stats_table
+    from dsengine.corpus.series import SeriesCorpus
+    from dsengine.corpus.series_stats import measure_series
     from dsengine.corpus.stats import measure, store
 
     corpus = open_corpus(args.path)
-    with progress_bar("patches", len(corpus)) as advance:
-        measured = measure(corpus, progress=advance)
+    with progress_bar("rows", len(corpus)) as advance:
+        measured = (measure_series if isinstance(corpus, SeriesCorpus) else measure)(corpus, progress=advance)
     store(corpus, measured)
     console().print(stats_table(open_corpus(args.path)))
     return 0

@@ -18,7 +18,7 @@ from dsengine.corpus.series_schema import SeriesLayout
 from dsengine.corpus.sources._worldcereal import MISSING, TERRAIN, instant, quantity, specs, step_times, stored, terrain
 from dsengine.errors import UsageError
 
-TEXT_LABELS = ("label_full", "sampling_label", "finetune_class", "balancing_class")
+TEXT_LABELS = ("sampling_label", "finetune_class", "balancing_class")
 DATES = ("valid_time", "start_date", "end_date")
 KEPT = {"sample_id": "str", "ref_id": "str", "tile": "str", "h3_l3_cell": "str", "year": "int64", "irrigation_status": "int64",
         "quality_score_lc": "int64", "quality_score_ct": "int64", "extract": "int64", **dict.fromkeys(DATES, "int64")}
@@ -111,7 +111,7 @@ def _read(path: str, max_gib: float) -> dict[str, np.ndarray]:
     try:
         with parquet.ParquetFile(path) as file:
             wanted = [name for name in file.schema_arrow.names
-                      if quantity(name) or name in {*KEPT, *TEXT_LABELS, "ewoc_code", "lon", "lat", "timestamp"}]
+                      if quantity(name) or name in {*KEPT, *TEXT_LABELS, "label_full", "ewoc_code", "lon", "lat", "timestamp"}]
             declared = file.metadata.num_rows * len(wanted) * 8
             if declared > max_gib * 2**30:
                 raise UsageError(f"{path} declares {file.metadata.num_rows} rows, {declared / 2**30:.1f} GiB; legal: at most {max_gib:g} GiB (--max-gib)")
