@@ -7,7 +7,8 @@ if __name__ != "dsengine.kernels":
     )
 
 from dsengine.kernels.attention.op import attention
+from dsengine.kernels.batchnorm.op import batch_norm
 from dsengine.kernels.ntxent.op import info_nce, nt_xent
 from dsengine.kernels.triplet.op import triplet
 
-__all__ = ["attention", "info_nce", "nt_xent", "triplet"]
+__all__ = ["attention", "batch_norm", "info_nce", "nt_xent", "triplet"]

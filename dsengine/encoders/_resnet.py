@@ -4,7 +4,6 @@
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsengine.encoders import Features
@@ -26,9 +25,8 @@ class BasicBlock(nn.Module):
             self.downsample = nn.Sequential(nn.Conv2d(in_channels, channels, 1, stride, bias=False), Norm(channels))
 
     def forward(self, x: Tensor) -> Tensor:
-        y = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        y = self.bn2(self.conv2(y))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)), inplace=True)
+        y = self.bn1(self.conv1(x), relu=True)
+        return self.bn2(self.conv2(y), x if self.downsample is None else self.downsample(x), relu=True)
 
 
 class ResNet(nn.Module):
@@ -52,7 +50,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Features:
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = self.bn1(self.conv1(x), relu=True)
         x = self.layer2(self.layer1(x))
         x = self.attention3(self.layer3(x))
         dense = self.attention4(self.layer4(x))

@@ -1,9 +1,11 @@
 """BatchNorm whose statistics belong to fixed groups of samples, so results do not depend on ranks or micro-batches."""
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsengine.errors import UsageError
+from dsengine.kernels.batchnorm.op import batch_norm
 
 
 class GroupedBatchNorm2d(nn.BatchNorm2d):
@@ -17,23 +19,23 @@ class GroupedBatchNorm2d(nn.BatchNorm2d):
     group: int | None = None  # samples per group
     batch: int | None = None  # this rank's samples per view
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, residual: Tensor | None = None, *, relu: bool = False) -> Tensor:
+        """x normalised, plus `residual`, through a ReLU, the last two where asked; in training with groups set, in one fused op."""
         if not self.training or self.group is None:
-            return super().forward(x)
+            y = super().forward(x)
+            y = y if residual is None else y + residual
+            return F.relu(y, inplace=True) if relu else y
         if self.group * x.shape[2] * x.shape[3] == 1:
             raise UsageError("BatchNorm: one sample of one cell has no variance; take a larger train.bn_group or data.size")
-        parts = [torch.native_batch_norm(g, self.weight, self.bias, None, None, True, 0.0, self.eps)
-                 for g in x.split(self.group)]
-        out, mean, invstd = zip(*parts)
-        self._update_running(mean, invstd, x)
-        return out[0] if len(out) == 1 else torch.cat(out)
+        y, mean, var = batch_norm(x, self.weight, self.bias, group=self.group, eps=self.eps, residual=residual, relu=relu)
+        self._update_running(mean, var, x)
+        return y
 
     @torch.no_grad()
-    def _update_running(self, mean: tuple[Tensor, ...], invstd: tuple[Tensor, ...], x: Tensor) -> None:
+    def _update_running(self, mean: Tensor, var: Tensor, x: Tensor) -> None:
         count = self.group * x.shape[2] * x.shape[3]
         # Unbiased, as torch does for running_var.
-        var = (torch.stack(invstd).pow(-2) - self.eps) * (count / (count - 1))
-        groups = torch.stack([torch.stack(mean), var]).unflatten(1, (-1, self.batch // self.group))
+        groups = torch.stack([mean, var * (count / (count - 1))]).unflatten(1, (-1, self.batch // self.group))
         views = groups.mean(2)  # (mean and var, V, C)
         for view in views.unbind(1):
             for running, new in zip((self.running_mean, self.running_var), view):
