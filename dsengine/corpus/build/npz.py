@@ -4,6 +4,7 @@ An .npz is a zip of .npy files. What it declares is not believed: names with `..
 against the header of the array, and no more bytes are inflated than the array has. Arrays of Python objects (pickles) are never read.
 """
 
+import io
 import os
 import zipfile
 import zlib
@@ -68,10 +69,14 @@ def _member(archive: zipfile.ZipFile, key: str, path: Path) -> zipfile.ZipInfo:
 def _header(file: IO[bytes], path: Path) -> tuple[Shape, bool, np.dtype]:
     """(shape, Fortran order, dtype) of a .npy stream, which then stands at its numbers."""
     version = np.lib.format.read_magic(file)
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}.get(version)
-    if read is None:
+    width, parse = {(1, 0): (2, np.lib.format.read_array_header_1_0), (2, 0): (4, np.lib.format.read_array_header_2_0)}.get(version, (0, None))
+    if parse is None:
         raise RunError(f"{path}: .npy version {version}; legal: 1.0 or 2.0")
-    shape, fortran, dtype = read(file, max_header_size=MAX_HEADER)
+    length = file.read(width)
+    # numpy would read as many bytes as the length says, up to 4 GiB, before it judges them.
+    if int.from_bytes(length, "little") > MAX_HEADER:
+        raise RunError(f"{path}: the .npy header has {int.from_bytes(length, 'little')} bytes; legal: at most {MAX_HEADER}")
+    shape, fortran, dtype = parse(io.BytesIO(length + file.read(int.from_bytes(length, "little"))))
     if dtype.hasobject:
         raise RunError(f"{path} is refused: its array holds Python objects, which only unpickling could read")
     return shape, fortran, dtype
