@@ -96,7 +96,9 @@ def assign(columns: Mapping[str, np.ndarray], rule: SplitRule, *, seed: int) -> 
 
 def split_codes(lon: np.ndarray, lat: np.ndarray, *, seed: int, fractions: tuple[float, ...] = FRACTIONS,
                 block_deg: float = BLOCK_DEG) -> np.ndarray:
-    """(N,) uint8 split of each point, one for all points of a block."""
+    """(N,) uint8 split of each point, one for all points of a block. UsageError for a point without a place."""
+    if unknown := int(np.count_nonzero(~(np.isfinite(lon) & np.isfinite(lat)))):
+        raise UsageError(f"split=block: {unknown} of {len(lon)} rows have no place; legal: random, column:NAME")
     unique, inverse = np.unique(blocks(lon, lat, block_deg=block_deg), axis=0, return_inverse=True)
     return _codes([f"{row} {column}" for row, column in unique.tolist()], seed=seed, fractions=fractions)[inverse.reshape(-1)]
 

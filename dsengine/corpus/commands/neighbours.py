@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from dsengine.corpus.commands._patches import open_patches
 from dsengine.corpus.commands._terminal import console, progress_bar
 
 RADIUS_KM = 111.2  # as corpus.neighbours has it, which is too heavy to import for --help
@@ -17,13 +18,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`corpus neighbours PATH`."""
-    from dsengine.corpus import open_corpus
     from dsengine.corpus.neighbours import write_neighbours
 
-    corpus = open_corpus(args.path)
+    corpus = open_patches(args.path)
     with progress_bar("patches", len(corpus)) as advance:
         num_pairs = write_neighbours(corpus, radius_km=args.radius_km, where=args.where, progress=advance)
-    num_rows = open_corpus(args.path).neighbours.attributes["rows"]
+    num_rows = open_patches(args.path).neighbours.attributes["rows"]
     console().print(f"{args.path}: {num_pairs:,} neighbours of {num_rows:,} patches within {args.radius_km:g} km, "
                     f"{num_pairs / max(num_rows, 1):.1f} each", markup=False, soft_wrap=True)
     return 0

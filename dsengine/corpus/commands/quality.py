@@ -3,6 +3,7 @@
 import argparse
 from pathlib import Path
 
+from dsengine.corpus.commands._patches import open_patches
 from dsengine.corpus.commands._terminal import console, progress_bar
 
 
@@ -16,10 +17,9 @@ def run(args: argparse.Namespace) -> int:
     """`corpus quality PATH`: only index columns are written."""
     import numpy as np
 
-    from dsengine.corpus import open_corpus
     from dsengine.corpus.build.quality import measure_corpus
 
-    corpus = open_corpus(args.path)
+    corpus = open_patches(args.path)
     with progress_bar("patches", len(corpus)) as advance:
         found = measure_corpus(corpus, again=args.again, progress=advance)
     known = {"cloud fraction": found.cloud_fraction, "shift": found.shift_y}

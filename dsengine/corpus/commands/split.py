@@ -16,7 +16,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """`corpus split PATH --by ...`; without a flag it only reports what the split is worth."""
-    from dsengine.corpus import open_corpus
+    from dsengine.corpus import Corpus, open_corpus
     from dsengine.corpus.leakage import leakage
     from dsengine.corpus.schema import SPLITS
     from dsengine.corpus.splits import resplit
@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
     corpus, out = open_corpus(args.path), console()
     counts = ", ".join(f"{name} {len(corpus.rows(name)):,}" for name in SPLITS)
     out.print(f"{args.path}: by {corpus.attributes['splits']['by']}: {counts}", markup=False, soft_wrap=True)
-    for name in SPLITS[1:]:
+    for name in SPLITS[1:] if isinstance(corpus, Corpus) else ():
         found = leakage(corpus, name)
         out.print(found.sentence() if found else f"{name}: no distance from train, one of them has no patch", markup=False, soft_wrap=True)
     return 0
