@@ -4,7 +4,7 @@ A shape is cut to the patch's surroundings while it is still in its own CRS: wha
 Then its edges get extra points, so that a line that is straight in its own CRS stays on its course in the other.
 """
 
-from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import rasterio.warp
@@ -16,26 +16,45 @@ from dsengine.corpus.build.optional import need
 from dsengine.corpus.build.plan import Grid
 from dsengine.errors import RunError
 
+EDGE_POINTS = 9  # of a patch, along x and y, that tell where it lies in another CRS
 PIECES = 32  # an edge is at most this part of the box of its patch long when it is reprojected
 Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
-def boxes(grid: Grid, crs: str, *, margin_m: float = 0.0) -> Iterator[Box]:
+def boxes(grid: Grid, crs: str, *, margin_m: float = 0.0) -> list[Box]:
     """The patch's bounds in `crs`, `margin_m` and a little wider; two boxes across the date line, none where `crs` has no such place."""
     side, wider = grid.size * grid.resolution_m, margin_m + 2 * grid.resolution_m
-    bounds = grid.x - wider, grid.y - side - wider, grid.x + side + wider, grid.y + wider
-    target = CRS.from_user_input(crs)
-    try:
-        left, bottom, right, top = rasterio.warp.transform_bounds(CRS.from_epsg(grid.epsg), target, *bounds, densify_pts=21)
-    except rasterio.errors.CRSError:
-        return
-    if not np.isfinite([left, bottom, right, top]).all():
-        return
-    if target.is_geographic and left > right:
-        yield left, bottom, 180.0, top
-        yield -180.0, bottom, right, top
-    else:
-        yield left, bottom, right, top
+    steps = np.linspace(-wider, side + wider, EDGE_POINTS)
+    # Inner points too: a pole inside the patch is nowhere near its edges.
+    x, y = (values.ravel() for values in np.meshgrid(grid.x + steps, grid.y - steps))
+    source, target = CRS.from_epsg(grid.epsg), CRS.from_user_input(crs)
+    if source != target:
+        # Not rasterio's transform_bounds: from one projection to another it takes 40 ms, this 0.2 ms.
+        x, y = map(np.asarray, rasterio.warp.transform(source, target, x, y)[:2])
+    if not np.isfinite([x, y]).all():
+        return []
+    # The outermost points lie on the edges, which bend outwards between them by much less than a tenth of their distance.
+    spare = 0.1 * np.ptp(y) / (EDGE_POINTS - 1)
+    bottom, top = y.min() - spare, y.max() + spare
+    if target.is_geographic:
+        return [(left, bottom, right, top) for left, right in _longitudes(x)]
+    spare = 0.1 * np.ptp(x) / (EDGE_POINTS - 1)
+    return [(x.min() - spare, bottom, x.max() + spare, top)]
+
+
+def _longitudes(x: np.ndarray) -> list[tuple[float, float]]:
+    """One or two ranges from -180 to 180 that hold points whose longitudes are `x`."""
+    x = np.sort((x + 180) % 360 - 180)
+    gaps = np.diff(x, append=x[0] + 360)
+    widest = int(np.argmax(gaps))
+    if gaps[widest] < 180:  # all around a pole
+        return [(-180.0, 180.0)]
+    left, right = x[(widest + 1) % len(x)], x[widest]
+    spare = 0.1 * ((right - left) % 360) / (EDGE_POINTS - 1)
+    left, right = left - spare, right + spare
+    if left > right or left < -180 or right > 180:
+        return [((left + 180) % 360 - 180, 180.0), (-180.0, (right + 180) % 360 - 180)]
+    return [(left, right)]
 
 
 def make_valid(geometries: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -72,8 +91,24 @@ def burn(out: np.ndarray, geometries: np.ndarray, values: np.ndarray, grid: Grid
 
     A pixel belongs to a polygon when its centre lies in it; with `all_touched`, when any of it does.
     """
-    shapely = need("shapely", "labels")
-    kept = ~shapely.is_empty(geometries)
-    if kept.any():
-        shapes = zip(geometries[kept], values[kept].tolist(), strict=True)
+    shapes = _as_json(geometries, values)
+    if shapes:
         rasterize(shapes, out=out, transform=from_origin(grid.x, grid.y, grid.resolution_m, grid.resolution_m), all_touched=all_touched)
+
+
+def _as_json(geometries: np.ndarray, values: np.ndarray) -> list[tuple[dict[str, Any], int]]:
+    """The polygons among the geometries as rasterio takes them. Several times faster than shapely's own `__geo_interface__`."""
+    shapely = need("shapely", "labels")
+    parts, owners = geometries, np.arange(len(geometries))
+    for _ in range(2):  # a collection may hold multipolygons
+        parts, index = shapely.get_parts(parts, return_index=True)
+        owners = owners[index]
+    polygons = (shapely.get_dimensions(parts) == 2) & ~shapely.is_empty(parts)
+    rings, of_polygon = shapely.get_rings(parts[polygons], return_index=True)
+    xy, of_ring = shapely.get_coordinates(rings, return_index=True)
+    points = xy.tolist()
+    ends = np.searchsorted(of_ring, np.arange(len(rings)), side="right").tolist()
+    lists = [points[start:end] for start, end in zip([0, *ends], ends)]
+    ends = np.searchsorted(of_polygon, np.arange(polygons.sum()), side="right").tolist()
+    return [({"type": "Polygon", "coordinates": lists[start:end]}, value)
+            for start, end, value in zip([0, *ends], ends, values[owners[polygons]].tolist())]

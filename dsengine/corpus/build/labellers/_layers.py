@@ -28,6 +28,7 @@ class Layer(NamedTuple):
     columns: tuple[str, ...]
     geometry: str  # type as GDAL names it
     indexed: bool  # a box is found without reading everything
+    bounds: tuple[float, float, float, float]  # of all features, in the layer's CRS
 
 
 class Features(NamedTuple):
@@ -44,7 +45,7 @@ def open_layer(path: Path, *, label: str, layer: str | None = None, crs: str | N
     name = _choose(layer_names(path, label=label), layer, path=path, label=label)
     driver = _driver(path, label)
     try:
-        info = pyogrio.read_info(str(path), layer=name)
+        info = pyogrio.read_info(str(path), layer=name, force_total_bounds=True)
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError) as error:
         raise UsageError(f"--label {label}: {path} layer {name} cannot be opened: {error}") from error
     if info["driver"] != driver:
@@ -55,7 +56,10 @@ def open_layer(path: Path, *, label: str, layer: str | None = None, crs: str | N
     if not indexed and path.stat().st_size > MAX_IN_MEMORY:
         raise UsageError(f"--label {label}: {path} has no spatial index and {path.stat().st_size} bytes, more than {MAX_IN_MEMORY}; "
                          "convert it to GeoPackage or FlatGeobuf, for example with ogr2ogr")
-    return Layer(path, name, check_crs(crs or info["crs"], label=label, path=path), tuple(info["fields"]), str(info["geometry_type"]), indexed)
+    if info["total_bounds"] is None or not np.isfinite(info["total_bounds"]).all():
+        raise UsageError(f"--label {label}: {path} layer {name} has no features")
+    return Layer(path, name, check_crs(crs or info["crs"], label=label, path=path), tuple(info["fields"]), str(info["geometry_type"]), indexed,
+                 tuple(info["total_bounds"]))
 
 
 def layer_names(path: Path, *, label: str) -> list[str]:

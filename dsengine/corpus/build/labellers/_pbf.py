@@ -1,9 +1,10 @@
 """OpenStreetMap extracts (.osm.pbf): one streamed pass keeps the features of the wanted tags, in memory and in a spatial index.
 
-What is kept is the geometry of matching features only, one array a group and dimension. Areas are closed ways and multipolygon relations,
-put together by libosmium.
+What is kept is the geometry of matching features only, one array a group and dimension: 1.3 kB a feature with the groups of the package, 12
+times the file. Areas are closed ways and multipolygon relations that carry tags of their own, put together by libosmium.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import lru_cache
@@ -17,6 +18,9 @@ from dsengine.corpus.build.optional import need
 from dsengine.errors import RunError, UsageError
 
 
+MEMORY_PER_BYTE = 12  # of the file
+
+
 class Extract(NamedTuple):
     """Matching features of one file, in EPSG:4326, by (position of the group, dimension)."""
 
@@ -27,12 +31,16 @@ class Extract(NamedTuple):
 
 
 def check_pbf(path: Path, label: str) -> None:
-    """UsageError unless `path` begins as an .osm.pbf file does: the length of a header block, then its type."""
+    """UsageError unless `path` begins as an .osm.pbf file does (length of a header block, then its type) and would fit in memory."""
     if not path.is_file():
         raise UsageError(f"--label {label}: {path} is no local file")
     with open(path, "rb") as file:
         if b"OSMHeader" not in file.read(32):
             raise UsageError(f"--label {label}: {path} is not an .osm.pbf file")
+    needed, there = path.stat().st_size * MEMORY_PER_BYTE, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > there:
+        raise UsageError(f"--label {label}: {path} would take about {needed / 1e9:.0f} GB of memory, of {there / 1e9:.0f} GB; convert it to GeoPackage, "
+                         "for example with ogr2ogr, which is read near each patch only")
 
 
 @lru_cache(maxsize=2)  # a plan is unpickled for each shard, and the file must not be read again for each
@@ -63,6 +71,8 @@ def _features(path: Path, groups: tuple[Group, ...]) -> Iterator[tuple[int, dict
             if make is None:
                 continue
             tags = {tag.k: tag.v for tag in entity.tags}
+            if make[0] == 1 and tags.get("area") == "yes" and entity.is_closed():  # comes again as an area
+                continue
             if not any(group.takes(tags, make[0]) for group in groups):
                 continue
             try:

@@ -1,6 +1,7 @@
 """Class maps from rasters in any CRS: each pixel of a patch takes the value of the raster's pixel that its centre lies in."""
 
 import glob
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from dsengine.errors import RunError, UsageError
 
 # suffix -> GDAL driver. Other drivers, such as VRT and WMS, may open further files or addresses by name.
 DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".img": "HFA", ".jp2": "JP2OpenJPEG", ".png": "PNG", ".asc": "AAIGrid"}
+MAX_BLOCK = 2**27  # pixels of one block, which is decompressed whole
 MAX_SCAN = 2**28  # pixels that are read through to find the classes
 
 
@@ -47,7 +49,7 @@ class RasterLabeller(Labeller):
     def draw(self, grid: Grid) -> Drawn:
         out = np.full((grid.size, grid.size), self.spec.ignore, self.spec.dtype)
         empty = np.ones(out.shape, bool)
-        near = {crs: list(boxes(grid, crs)) for crs in {tile.crs for tile in self.tiles}}
+        near = {crs: boxes(grid, crs) for crs in {tile.crs for tile in self.tiles}}
         for tile in self.tiles:
             if empty.any() and any(_meets(tile.bounds, box) for box in near[tile.crs]):
                 values, valid = _warp(tile, grid)
@@ -126,6 +128,8 @@ def _tile(path: Path, *, label: str, crs: str | None, band: int, nodata: float |
                 raise UsageError(f"--label {label}: {path} has no band {band}: legal: 1 to {file.count}")
             if not (crs or file.crs) or file.transform.is_identity:
                 raise UsageError(f"--label {label}: {path} has no {'place' if file.transform.is_identity else 'CRS; give it with crs=EPSG:NUMBER'}")
+            if math.prod(file.block_shapes[band - 1]) > MAX_BLOCK:
+                raise UsageError(f"--label {label}: {path} has blocks of {file.block_shapes[band - 1]} pixels, more than {MAX_BLOCK}; write it with tiles")
             named = check_crs(crs or file.crs.to_wkt(), label=label, path=path)
             return Tile(path, named, array_bounds(*file.shape, file.transform), file.shape, band, file.nodata if nodata is None else nodata)
     except rasterio.errors.RasterioIOError as error:

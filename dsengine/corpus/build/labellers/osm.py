@@ -41,9 +41,7 @@ class OsmLabeller(Labeller):
     def draw(self, grid: Grid) -> Drawn:
         out = np.full((grid.size, grid.size), IGNORE, self.spec.dtype)
         margin_m = max(max(group.buffer_m) for group in self.groups)
-        found = list(self._from_layers(grid, margin_m) if self.layers else self._from_pbf(grid, margin_m, out))
-        if self.layers:
-            out[:] = 0
+        found = list(self._from_layers(grid, margin_m, out) if self.layers else self._from_pbf(grid, margin_m, out))
         outside = out == IGNORE
         for position, dimension, geometries, box, crs, _ in sorted(found, key=lambda entry: entry[0]):
             shapes = widen(to_grid(geometries, box, crs, grid), self.groups[position].buffer_m[dimension])
@@ -55,28 +53,44 @@ class OsmLabeller(Labeller):
         """The shapes; pixels of `out` inside the extract become 0."""
         shapely = need("shapely", "labels")
         extract = read_extract(self.path, self.groups)
+        faults = (f"{self.path}: {extract.incomplete} features left out whose nodes are not in the file",) if extract.incomplete else ()
         for box in boxes(grid, WGS84, margin_m=margin_m):
-            covered = to_grid(np.array([shapely.box(*extract.box)]), box, WGS84, grid)
-            burn(out, covered, np.zeros(1, np.int64), grid)
+            _cover(out, extract.box, box, WGS84, grid)
             for (position, dimension), tree in extract.trees.items():
                 rows = np.sort(tree.query(shapely.box(*box)))
                 geometries, _ = make_valid(extract.geometries[position, dimension][rows])
-                yield position, dimension, geometries, box, WGS84, ()
+                yield position, dimension, geometries, box, WGS84, faults
 
-    def _from_layers(self, grid: Grid, margin_m: float) -> Iterator[_Shapes]:
+    def _from_layers(self, grid: Grid, margin_m: float, out: np.ndarray) -> Iterator[_Shapes]:
+        """The shapes; pixels of `out` inside the bounds of any layer become 0."""
         shapely, wanted = need("shapely", "labels"), keys(self.groups)
         for layer in self.layers:
             columns = tuple(column for column in layer.columns if column in wanted or column == "other_tags")
             for box in boxes(grid, layer.crs, margin_m=margin_m):
+                _cover(out, layer.bounds, box, layer.crs, grid)
                 features = near(layer, box, columns)
+                tags = [_tags({name: values[row] for name, values in features.columns.items()}) for row in range(len(features.ids))]
                 geometries, broken = make_valid(features.geometries)
                 faults = tuple(f"{layer.path} layer {layer.name}: invalid shape {fid} repaired" for fid in features.ids[broken].tolist())
-                dimensions = shapely.get_dimensions(geometries)
-                tags = [_tags({name: values[row] for name, values in features.columns.items()}) for row in range(len(geometries))]
-                for position, group in enumerate(self.groups):
-                    for dimension in range(len(SHAPES)):
-                        rows = [row for row in np.flatnonzero(dimensions == dimension) if group.takes(tags[row], dimension)]
-                        yield position, dimension, geometries[rows], box, layer.crs, faults
+                for dimension, rows, shapes in _by_dimension(geometries, tags):
+                    for position, group in enumerate(self.groups):
+                        taken = [group.takes(tags[row], dimension) for row in rows]
+                        yield position, dimension, shapes[taken], box, layer.crs, faults
+
+
+def _by_dimension(geometries: np.ndarray, tags: Sequence[Mapping[str, str]]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """(dimension, rows, shapes). A closed line is an area too: conversions leave it among the lines where its tags did not tell them."""
+    shapely = need("shapely", "labels")
+    dimensions = shapely.get_dimensions(geometries)
+    closed = (shapely.get_type_id(geometries) == shapely.GeometryType.LINESTRING) & shapely.is_closed(geometries)
+    rings = closed & (shapely.get_num_coordinates(geometries) > 3)
+    only_area = np.array([one.get("area") == "yes" for one in tags], bool)
+    for dimension in range(len(SHAPES)):
+        rows = np.flatnonzero((dimensions == dimension) & ~(rings & only_area))
+        yield dimension, rows, geometries[rows]
+    rows = np.flatnonzero(rings)
+    xy, owners = shapely.get_coordinates(geometries[rows], return_index=True)
+    yield 2, rows, make_valid(shapely.polygons(shapely.linearrings(xy, indices=owners)))[0] if len(rows) else geometries[rows]
 
 
 def labeller(name: str, path: Path, options: Mapping[str, str]) -> Labeller:
@@ -98,6 +112,12 @@ def labeller(name: str, path: Path, options: Mapping[str, str]) -> Labeller:
     classes = {0: given.text("background") or BACKGROUND, **{value: group.name for value, group in enumerate(groups, start=1)}}
     spec = LabelSpec(name=name, kind="classmap", classes=classes, ignore=IGNORE)
     return OsmLabeller(spec=spec, path=path, groups=groups, layers=layers, all_touched=given.flag("all_touched"))
+
+
+def _cover(out: np.ndarray, covered: Box, box: Box, crs: str, grid: Grid) -> None:
+    """Pixels of `out` inside `covered` become 0; both boxes are in `crs`."""
+    shapes = to_grid(np.array([need("shapely", "labels").box(*covered)]), box, crs, grid)
+    burn(out, shapes, np.zeros(1, np.int64), grid)
 
 
 def _tags(row: Mapping[str, object]) -> dict[str, str]:
