@@ -172,12 +172,14 @@ def _transient(error: Exception) -> bool:
 
 
 def _plain(error: Exception, where: str) -> OSError:
-    """One line without the body of the answer and without queries of URLs, which may hold signatures."""
+    """One line without the body of the answer, which may name the key's owner, and without queries of URLs, which may hold signatures."""
     text = str(error)
-    code = re.search(r"<Code>(\w+)</Code>", text)
-    line = re.sub(r"\?[^\s)]*", "", text.partition("\n")[0].partition("<")[0]).rstrip(" :")
-    line = f"{line} ({code[1]})" if code else line
+    named = re.search(r"<Code>(\w+)</Code>", text)
+    code = named[1] if named else ""
     if isinstance(error, FileNotFoundError):
-        gone = code is None or code[1] in ("NoSuchKey", "BlobNotFound")
-        return FileNotFoundError(errno.ENOENT, "no such object" if gone else code[1], where)
+        return FileNotFoundError(errno.ENOENT, "no such object" if code in ("", "NoSuchKey", "BlobNotFound") else code, where)
+    if status := re.search(r"status code: (\d+(?: [A-Z]\w*)*)", text):
+        line = f"the server answers {status[1]}" + (f" ({code})" if code else "")
+    else:
+        line = re.sub(r"\?[^\s)]*", "", text.partition("\n")[0].partition("<")[0]).rstrip(" :")
     return OSError(_ERRNO.get(type(error).__name__, errno.EIO), line, where)

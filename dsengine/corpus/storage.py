@@ -47,6 +47,11 @@ class Url:
         """The last part."""
         return self._text.rpartition("/")[2]
 
+    @property
+    def parent(self) -> "Url":
+        """All but the last part."""
+        return Url(self._text.rpartition("/")[0])
+
 
 class Storage(ABC):
     """One corpus's place."""
@@ -158,7 +163,7 @@ def located(path: "str | os.PathLike[str] | Url") -> Path | Url:
     found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*):(//?)(.*)", text, re.DOTALL)
     if not found or (found[2] == "/" and found[1] not in SCHEMES):
         return Path(text)
-    scheme, parts = found[1], found[3].strip("/").split("/")
+    scheme, parts = found[1], found[3].removesuffix("/").split("/")
     if scheme not in SCHEMES:
         raise UsageError(f"{scheme}://...: legal: a folder, or a URL of {', '.join(f'{name}://' for name in SCHEMES)}")
     if re.search(r"[@?#\\\s]", found[3]):

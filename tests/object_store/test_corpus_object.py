@@ -32,10 +32,12 @@ def local(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def remote(url: str, local: Path, proxy: object) -> Corpus:
-    """The same patches in a bucket, put there by the writer."""
-    synthesize(url, num_patches=NUM, size=SIZE, seed=4)
+    """A copy of it in a bucket."""
+    storage = storage_at(url)
+    storage.concurrently(lambda item: storage.put(item[0], [item[1]]), files(local).items())
+    corpus = open_corpus(url)
     proxy.requests.clear()
-    return open_corpus(url)
+    return corpus
 
 
 def objects(url: str) -> dict[str, bytes]:
@@ -47,8 +49,9 @@ def files(path: Path) -> dict[str, bytes]:
     return {str(f.relative_to(path)): f.read_bytes() for f in path.rglob("*") if f.is_file()}
 
 
-def test_the_writer_puts_the_same_bytes_into_a_bucket_as_into_a_folder(remote: Corpus, local: Path) -> None:
-    assert objects(str(remote.path)) == files(local)
+def test_the_writer_puts_the_same_bytes_into_a_bucket_as_into_a_folder(url: str, local: Path) -> None:
+    assert str(synthesize(url, num_patches=NUM, size=SIZE, seed=4)) == url
+    assert objects(url) == files(local)
 
 
 def test_plain_obstore_and_zarr_read_what_the_writer_put(remote: Corpus, local: Path, url: str) -> None:
@@ -136,11 +139,11 @@ def test_statistics_are_measured_and_stored_in_a_bucket(remote: Corpus, local: P
     assert open_corpus(url).contract().mean[0] == 0.5
 
 
-@pytest.mark.parametrize("text", ["s3://user:pass@bucket/x", "s3://bucket/x?sig=abc", "s3://bucket/../x", "s3:///x", "ftp://host/x", "s3://bucket//x"])
+@pytest.mark.parametrize("text", ["s3://user:hidden@bucket/x", "s3://bucket/x?sig=hidden", "s3://bucket/../x", "s3:///x", "ftp://host/x", "s3://bucket//x"])
 def test_a_url_that_is_not_plain_is_refused_without_repeating_what_may_be_secret(text: str) -> None:
     with pytest.raises(UsageError, match="legal|a URL is") as caught:
         storage_at(text)
-    assert "pass" not in str(caught.value) and "abc" not in str(caught.value)
+    assert "hidden" not in str(caught.value)
 
 
 def test_urls_survive_path_and_absolute() -> None:
@@ -153,7 +156,7 @@ def test_a_url_without_a_corpus_and_without_a_bucket_are_usage_errors(url: str) 
     for place in (url, "s3://no-such-bucket/x"):
         with pytest.raises(UsageError, match="has no zarr.json"):
             open_corpus(place)
-    with pytest.raises(UsageError, match=r"cannot write the corpus folder s3://no-such-bucket/x: NoSuchBucket"):
+    with pytest.raises(UsageError, match=r"cannot write the corpus folder s3://no-such-bucket/x: the server answers 404 Not Found \(NoSuchBucket\)"):
         synthesize("s3://no-such-bucket/x", num_patches=1, size=SIZE)
 
 
