@@ -1,0 +1,1 @@
+"""A small DENETHOR tile in both published layouts, and tests on it."""
