@@ -15,8 +15,8 @@ from rasterio.transform import from_origin
 
 BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 METRES = {"B01": 60, "B09": 60, "B02": 10, "B03": 10, "B04": 10, "B08": 10}
-SITES = ("433D_629L_3_1", "609U_541L_3_0", "637U_59R_1_3")  # two north, one south of the equator
-SIDE_M = 2220
+SITES = ("433D_629L_3_1", "38D_378R_2_3", "637U_59R_1_3")  # two south, one north of the equator
+SIDE_M = 1080
 START = datetime(2019, 1, 1, tzinfo=UTC)
 ITEM_DAYS = (3, 9, 15, 21, 27, 33)
 
@@ -55,15 +55,15 @@ def _write_site(folder: Path, data: Path, site: str) -> tuple[int, float, float]
         x, y = file.transform.c // 60 * 60, (file.transform.f - north) // 60 * 60 + north
     for band, image in zip(BANDS, s2, strict=True):
         step = METRES.get(band, 20) // 10
-        image = image[:222:step, :222:step]
+        image = image[:108:step, :108:step]
         _write(folder / site / f"{band}.tif", image, crs, x, y, 10 * step, nodata=0)
         _write(folder / site / f"{band}_late.tif", image + np.uint16(1000), crs, x, y, 10 * step, nodata=0)
-    scl = np.where(s2[3, :222:2, :222:2] > np.percentile(s2[3], 80), 9, 4).astype(np.uint8)
+    scl = np.where(s2[3, :108:2, :108:2] > np.percentile(s2[3], 80), 9, 4).astype(np.uint8)
     scl[:, :4] = 0
     _write(folder / site / "SCL.tif", scl, crs, x, y, 20, nodata=0)
     with rasterio.open(data / "pairs" / "terramesh" / "S1RTC" / f"{site}.tif") as file:
-        power = (10.0 ** (file.read() / 10.0)).astype(np.float32)[:, :222, :222]
-    power[:, 100:103, 100:103] = -32768.0
+        power = (10.0 ** (file.read() / 10.0)).astype(np.float32)[:, :108, :108]
+    power[:, 40:60, 40:60] = -32768.0
     for band, image in zip(("VV", "VH"), power, strict=True):
         _write(folder / site / f"{band}.tif", image, crs, x, y, 10, nodata=-32768.0)
     return crs, x, y

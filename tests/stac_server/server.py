@@ -59,7 +59,7 @@ class _Handler(BaseHTTPRequestHandler):
             root = self.archive.root
             self._json({"type": "Catalog", "stac_version": "1.0.0", "id": "loopback", "description": "test", "conformsTo": [
                 "https://api.stacspec.org/v1.0.0/core", "https://api.stacspec.org/v1.0.0/item-search"],
-                "links": [{"rel": "root", "href": root + "/"}, {"rel": "search", "href": f"{root}/search", "type": "application/geo+json"}]}, fault)
+                "links": [{"rel": "root", "href": root + "/"}, {"rel": "search", "href": f"{root}/search", "type": "application/geo+json", "method": "POST"}]}, fault)
         elif path.startswith("/token/"):
             self._json({"msft:expiry": "2099-01-01T00:00:00Z", "token": self.archive.token}, fault)
         elif self.archive.token and query != self.archive.token:

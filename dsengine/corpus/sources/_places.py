@@ -75,7 +75,8 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
     """JSON: what decisions depend on, without what only says how patiently they are made, and without the number of points."""
     named = ("cover", "region", "land", "parity", "size", "sensors", "start", "end", "window_days", "max_gap_days", "max_cloud", "orbit", "attempts", "seed")
     files = {name: _digest(value) for name in ("region", "land") if (value := getattr(args, name)) and Path(value).is_file()}
-    return {**{name: getattr(args, name) for name in named}, "files": files}
+    # A file counts by what it holds, not by where it lies.
+    return {**{name: Path(getattr(args, name)).name if name in files else getattr(args, name) for name in named}, "files": files}
 
 
 def _digest(path: str) -> str:

@@ -8,7 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import numpy as np
 import rasterio
@@ -32,7 +32,7 @@ RESAMPLING = {"nearest": Resampling.nearest, "bilinear": Resampling.bilinear}
 
 
 class RemoteRaster:
-    """One GeoTIFF behind a URL. `locate()` gives the URL to ask, signed anew after `locate(True)`; use the object in a `with`."""
+    """One GeoTIFF behind a URL, used in a `with`; `file` is its header as a rasterio dataset. `locate()` gives the URL to ask, signed anew after `locate(True)`."""
 
     def __init__(self, http: Http, locate: Callable[[bool], str]) -> None:
         self._http, self._locate = http, locate
@@ -40,45 +40,56 @@ class RemoteRaster:
         self._fd = os.memfd_create("cog", os.MFD_CLOEXEC)
         self._size, self._header = 0, 0
         self._fetched: list[tuple[int, int]] = []
+        self._opened = ExitStack()
 
     def __enter__(self) -> "RemoteRaster":
-        self._get(0, HEADER_BYTES)
-        self._header = HEADER_BYTES
+        try:
+            self._get(0, HEADER_BYTES)
+            self._header = HEADER_BYTES
+            self._open()
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._opened.close()
         os.close(self._fd)
 
-    @contextmanager
-    def open(self) -> Iterator[rasterio.DatasetReader]:
-        """The file as far as it is there. Refused when it is no GeoTIFF or its data is damaged."""
-        try:
-            with rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), rasterio.open(f"/proc/self/fd/{self._fd}", driver="GTiff") as file:
-                yield file
-        except rasterio.errors.RasterioIOError as error:
-            text = str(error).replace(f"/proc/self/fd/{self._fd}", "it")
-            raise Refused(f"cannot be read as a GeoTIFF: {text}") from None
-
     def window(self, window: Window) -> np.ndarray:
-        """(H, W) numbers of band 1 in a window that lies within the raster."""
+        """(H, W) numbers of band 1 in a window that lies within the raster. Refused when its data is damaged."""
         if self._header < self._size:
-            with self.open() as file:
-                missing = self._ranges(file, window)
+            missing = self._ranges(window)
             if sum(length for _, length in missing) > MAX_WINDOW_BYTES:
                 raise Refused(f"a window of {window.height} x {window.width} pixels needs more than {MAX_WINDOW_BYTES >> 20} MiB")
             for start, length in missing:
                 self._get(start, length)
-        with self.open() as file:
-            return file.read(1, window=window)
+            self._open()
+        with self._readable():
+            return self.file.read(1, window=window)
 
-    def _ranges(self, file: rasterio.DatasetReader, window: Window) -> list[tuple[int, int]]:
+    def _open(self) -> None:
+        """Open, or open again, the file as far as it is there: GDAL must not keep what it saw in a hole."""
+        self._opened.close()
+        with self._readable():
+            self._opened.enter_context(rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"))
+            self.file = self._opened.enter_context(rasterio.open(f"/proc/self/fd/{self._fd}", driver="GTiff"))
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except rasterio.errors.RasterioIOError as error:
+            raise Refused(f"cannot be read as a GeoTIFF: {str(error).replace(f'/proc/self/fd/{self._fd}', 'it')}") from None
+
+    def _ranges(self, window: Window) -> list[tuple[int, int]]:
         """(offset, length) of the blocks in a window, close ones merged; the header grows until it holds the table of blocks."""
-        blocks = list(self._blocks(file, window))
+        blocks = list(self._blocks(window))
         while any(block is None for block in blocks) and self._header < min(self._size, MAX_HEADER_BYTES):
             self._get(self._header, 3 * self._header)
             self._header *= 4
-            with self.open() as again:
-                blocks = list(self._blocks(again, window))
+            self._open()
+            blocks = list(self._blocks(window))
         merged: list[tuple[int, int]] = []
         for start, length in sorted(block for block in blocks if block):  # a block still without an offset is empty, by TIFF's rules
             if merged and start <= sum(merged[-1]) + _GAP:
@@ -87,11 +98,11 @@ class RemoteRaster:
                 merged.append((start, length))
         return [(start, length) for start, length in merged if not any(a <= start and start + length <= a + n for a, n in self._fetched)]
 
-    def _blocks(self, file: rasterio.DatasetReader, window: Window) -> Iterator[tuple[int, int] | None]:
-        height, width = file.block_shapes[0]
+    def _blocks(self, window: Window) -> Iterator[tuple[int, int] | None]:
+        height, width = self.file.block_shapes[0]
         for row in range(window.row_off // height, (window.row_off + window.height - 1) // height + 1):
             for column in range(window.col_off // width, (window.col_off + window.width - 1) // width + 1):
-                found = [file.get_tag_item(f"BLOCK_{what}_{column}_{row}", "TIFF", bidx=1) for what in ("OFFSET", "SIZE")]
+                found = [self.file.get_tag_item(f"BLOCK_{what}_{column}_{row}", "TIFF", bidx=1) for what in ("OFFSET", "SIZE")]
                 yield (int(found[0]), int(found[1])) if all(found) else None
 
     def _get(self, start: int, length: int) -> None:
@@ -135,9 +146,9 @@ def read_patch(raster: RemoteRaster, grid: Grid, *, resolution_m: float, empty: 
     """
     side = round(grid.size * grid.resolution_m / resolution_m)
     target = Affine(resolution_m, 0, grid.x, 0, -resolution_m, grid.y)
-    with raster.open() as file:
-        crs, transform, shape, dtype = file.crs, file.transform, file.shape, file.dtypes[0]
-        empty = empty if file.nodata is None else file.nodata
+    file = raster.file
+    crs, transform, shape, dtype = file.crs, file.transform, file.shape, file.dtypes[0]
+    empty = empty if file.nodata is None else file.nodata
     if crs is None:
         raise Refused("has no CRS")
     wanted = CRS.from_epsg(grid.epsg)

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -22,8 +23,19 @@ from dsengine.corpus.build.writer import Block
 from dsengine.corpus.schema import S1_BANDS
 from dsengine.errors import RunError
 
-_READS = 2  # of a file whose bytes arrived but do not decode: they may have been damaged on the way
+_READS = 3  # of a window whose bytes arrived but do not decode: they may have been damaged on the way
 _EMPTY = {"s2": 0.0, "linear": 0.0, "dB": float("nan")}  # where a file does not declare its nodata
+
+
+class Window(NamedTuple):
+    """One patch's window of one file."""
+
+    position: int  # of its record
+    band: str
+    grid: Grid
+
+
+Values = tuple[np.ndarray, float]  # numbers and the one that stands for no data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,42 +51,61 @@ class Cut:
 
     def __call__(self, rows: range) -> Block:
         records = self.matches.read(rows)
+        windows: dict[tuple[str, str], list[Window]] = {}
+        for position, record in enumerate(records):
+            for sensor in self.shape.sensors:
+                for band, url in assets(record[sensor]).items():
+                    windows.setdefault((sensor, url), []).append(Window(position, band, Grid(*record["grid"])))
         with Http(self.patience, at_once=self.at_once) as http, ThreadPoolExecutor(self.at_once, thread_name_prefix="dsengine-read") as pool:
             signers = {sensor: Signer(http, provider.sign) for sensor, provider in self.providers.items()}
-            jobs = [[(sensor, band, pool.submit(self._read, http, signers[sensor], record, sensor, band, url))
-                     for sensor in self.shape.sensors for band, url in assets(record[sensor]).items()] for record in records]
-            outcomes = [self._outcome(record, job) for record, job in zip(records, jobs, strict=True)]
+            jobs = [pool.submit(self._read_file, http, signers[sensor], sensor, url, wanted) for (sensor, url), wanted in windows.items()]
+            read: list[dict[tuple[str, str], Values | RunError]] = [{} for _ in records]
+            for (sensor, _), wanted, job in zip(windows, windows.values(), jobs, strict=True):
+                for window, values in zip(wanted, job.result(), strict=True):
+                    read[window.position][sensor, window.band] = values
+        outcomes = [self._outcome(record, values) for record, values in zip(records, read, strict=True)]
         return block(records, outcomes, layout=self.shape.layout(), first_row=rows.start)
 
-    def _read(self, http: Http, signer: Signer, record: Mapping[str, Any], sensor: str, band: str, url: str) -> tuple[np.ndarray, float]:
-        factor = 2 if band == SCL else FACTORS[band]
-        grid = reading_grid(Grid(*record["grid"]), factor)
+    def _read_file(self, http: Http, signer: Signer, sensor: str, url: str, wanted: Sequence[Window]) -> list[Values | RunError]:
+        """All windows of one file: its header is fetched once, and so are blocks that windows share. Faults take the place of values."""
+        read: list[Values | RunError] = []
+        lost: RunError | None = None  # what keeps the whole file from being read
+        with ExitStack() as opened:
+            raster = None
+            for window in wanted:
+                values, failures = lost, 0
+                while values is None:
+                    try:
+                        raster = raster or opened.enter_context(self._raster(http, signer, sensor, url))
+                        values = self._read(raster, sensor, window)
+                    except (Refused, Unreachable) as error:
+                        opened.close()
+                        raster, failures = None, failures + 1
+                        if isinstance(error, Unreachable) or error.status:
+                            values = lost = error
+                        elif failures == _READS:
+                            values = error
+                read.append(values)
+        return read
+
+    def _read(self, raster: RemoteRaster | S3Raster, sensor: str, window: Window) -> Values:
+        factor = 2 if window.band == SCL else FACTORS[window.band]
         empty = _EMPTY[self.providers[sensor].collection(sensor).units if sensor == "s1" else "s2"]
-        resampling = "nearest" if band == SCL else self.resampling
-        for again in range(_READS):
-            try:
-                with self._raster(http, signer, sensor, url) as raster:
-                    return read_patch(raster, grid, resolution_m=RESOLUTION_M * factor, empty=empty, resampling=resampling)
-            except Refused as error:
-                if error.status or again == _READS - 1:
-                    raise
-        raise AssertionError("unreachable: the last read returns or raises")
+        return read_patch(raster, reading_grid(window.grid, factor), resolution_m=RESOLUTION_M * factor, empty=empty,
+                          resampling="nearest" if window.band == SCL else self.resampling)
 
     def _raster(self, http: Http, signer: Signer, sensor: str, url: str) -> RemoteRaster | S3Raster:
         if urlsplit(url).scheme == "s3":
             return S3Raster(url, self.providers[sensor].s3, self.patience)
         return RemoteRaster(http, lambda renew: signer.sign(url, renew))
 
-    def _outcome(self, record: Mapping[str, Any], job: Sequence[tuple[str, str, Any]]) -> Outcome:
+    def _outcome(self, record: Mapping[str, Any], read: Mapping[tuple[str, str], Values | RunError]) -> Outcome:
         raw, radiometry, cloud = {}, {}, float("nan")
-        for sensor, band, future in job:
-            try:
-                values, nodata = future.result()
-            except RunError as error:
-                kind = Unreachable if isinstance(error, Unreachable) else RunError
-                for _, _, other in job:
-                    other.cancel()
-                return kind(f"{sensor} {record[sensor]['id']} {band}: {error}")
+        for (sensor, band), found in read.items():
+            if isinstance(found, RunError):
+                kind = Unreachable if isinstance(found, Unreachable) else RunError
+                return kind(f"{sensor} {record[sensor]['id']} {band}: {found}")
+            values, nodata = found
             if band == SCL:
                 cloud = cloud_fraction(values)
             elif band in S1_BANDS:

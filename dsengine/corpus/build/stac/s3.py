@@ -4,8 +4,9 @@ Used for archives that hand out s3:// addresses, such as CDSE's JPEG 2000 files.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -14,13 +15,15 @@ from rasterio.windows import Window
 
 from dsengine.corpus.build.archive.http import Patience, Refused, Unreachable
 
+Result = TypeVar("Result")
+
 
 class S3Raster:
-    """One raster behind an s3:// address, with the interface of `RemoteRaster`. `options` are GDAL's, such as AWS_S3_ENDPOINT."""
+    """One raster behind an s3:// address, with `window` and `file` as `RemoteRaster` has them. `options` are GDAL's, such as AWS_S3_ENDPOINT."""
 
     def __init__(self, url: str, options: Mapping[str, str], patience: Patience) -> None:
         parts = urlsplit(url)
-        self._url, self._patience = url, patience
+        self._url, self._patience, self._opened = url, patience, ExitStack()
         self._path = f"/vsis3/{parts.netloc}{parts.path}"
         seconds = f"{patience.timeout_s:g}"
         self._options = {
@@ -29,31 +32,34 @@ class S3Raster:
             "CPL_VSIL_CURL_NON_CACHED": self._path}  # GDAL would remember for good that a file could not be opened
 
     def __enter__(self) -> "S3Raster":
+        self._again(self._open)
         return self
 
     def __exit__(self, *_: object) -> None:
-        pass
-
-    @contextmanager
-    def open(self) -> Iterator[rasterio.DatasetReader]:
-        """The open file. Refused where GDAL says that it is missing or not allowed, Unreachable when it cannot be read otherwise."""
-        with rasterio.Env(**self._options):
-            try:
-                with rasterio.open(self._path) as file:
-                    yield file
-            except rasterio.errors.RasterioIOError as error:
-                raise self._fault(str(error)) from None
+        self._opened.close()
 
     def window(self, window: Window) -> np.ndarray:
         """(H, W) numbers of band 1 in a window that lies within the raster."""
+        return self._again(lambda: self.file.read(1, window=window))
+
+    def _open(self) -> None:
+        self._opened.close()
+        self._opened.enter_context(rasterio.Env(**self._options))
+        self.file = self._opened.enter_context(rasterio.open(self._path))
+
+    def _again(self, act: Callable[[], Result]) -> Result:
+        """What `act` returns; after a fault the file is opened again. Refused where GDAL says that it is missing or not allowed."""
         for attempt in range(self._patience.tries):
             try:
-                with self.open() as file:
-                    return file.read(1, window=window)
-            except Unreachable:
-                if attempt == self._patience.tries - 1:
-                    raise
-                time.sleep(min(self._patience.backoff_s * 2.0**attempt, self._patience.longest_s))
+                if attempt and act != self._open:
+                    self._open()
+                return act()
+            except rasterio.errors.RasterioIOError as error:
+                fault = self._fault(str(error))
+            if isinstance(fault, Refused) or attempt == self._patience.tries - 1:
+                self._opened.close()
+                raise fault
+            time.sleep(min(self._patience.backoff_s * 2.0**attempt, self._patience.longest_s))
         raise AssertionError("unreachable: the last try returns or raises")
 
     def _fault(self, text: str) -> Refused | Unreachable:
