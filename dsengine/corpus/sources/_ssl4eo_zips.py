@@ -122,6 +122,8 @@ def take_bands(file: ZarrZip, spec: ArraySpec, at: np.ndarray) -> np.ndarray:
     names = [canonical(name) for name in file.whole("band", limit=64).tolist()]
     if sorted(names) != sorted(spec.bands):
         raise RunError(f"{file.path}: band is {', '.join(names)}; legal: {', '.join(spec.bands)}")
+    if (held := file.header("bands").shape[2]) != len(names):
+        raise RunError(f"{file.path}: bands has {held} bands, band names {len(names)}")
     raw = file.take("bands", at)
     return raw[:, [names.index(band) for band in spec.bands]]
 
@@ -162,19 +164,31 @@ def _part(name: str, split: int, files: dict[str, str]) -> Part:
     for sensor, path in files.items():
         try:
             with ZarrZip(Path(path)) as file:
-                header, ids = file.header("bands"), file.whole("sample", limit=MAX_SAMPLES).tolist()
+                ids = file.whole("sample", limit=MAX_SAMPLES).tolist()
+                found[sensor] = _checked_shape(file, len(ids), kind="iu" if sensor == "s2" else "f"), ids
         except RunError as error:
             raise UsageError(str(error)) from error
-        shape = header.shape
-        if len(shape) != 5 or shape[3:] != (SIDE, SIDE) or shape[0] != len(ids) or shape[0] > MAX_SAMPLES or shape[1] > MAX_TIMES:
-            raise UsageError(f"{path}: bands has shape {shape}; legal: ({len(ids)} samples, up to {MAX_TIMES} times, bands, {SIDE}, {SIDE})")
-        if header.dtype.kind not in ("iu" if sensor == "s2" else "f"):
-            raise UsageError(f"{path}: bands is {header.dtype}; legal: {'integers' if sensor == 's2' else 'floating point'}")
-        found[sensor] = (shape, ids)
     (shape, ids), *others = found.values()
     if any(other_ids != ids for _, other_ids in others):
         raise UsageError(f"{files['s1']} does not hold the locations of {files['s2']} in their order")
     return Part(name, split, files, shape[0], shape[1])
+
+
+def _checked_shape(file: ZarrZip, count: int, *, kind: str) -> tuple[int, ...]:
+    """Shape of bands, after all headers were found to agree with it and with `count` locations."""
+    header = file.header("bands")
+    shape = header.shape
+    if len(shape) != 5 or shape[0] != count or shape[1] > MAX_TIMES or shape[3:] != (SIDE, SIDE):
+        raise RunError(f"{file.path}: bands has shape {shape}; legal: ({count} samples, up to {MAX_TIMES} times, bands, {SIDE}, {SIDE})")
+    if header.dtype.kind not in kind:
+        raise RunError(f"{file.path}: bands is {header.dtype}; legal: {'integers' if kind == 'iu' else 'floating point'}")
+    legal = {"center_lon": shape[:1], "center_lat": shape[:1], "crs": shape[:1], "time_": shape[:2], "x_": (shape[0], SIDE), "y_": (shape[0], SIDE),
+             **({"cloud_mask": (*shape[:2], SIDE, SIDE)} if "cloud_mask" in file else {})}
+    for name, expected in legal.items():
+        held = file.header(name)
+        if held.shape != expected or held.dtype.kind not in "iuf":
+            raise RunError(f"{file.path}: {name} is {held.dtype} of shape {held.shape}; legal: numbers of shape {expected}")
+    return shape
 
 
 def _index(file: ZarrZip, part: Part, at: np.ndarray, main: str) -> tuple[dict[str, Any], np.ndarray]:

@@ -16,6 +16,7 @@ import numpy as np
 from dsengine.errors import RunError
 
 MAX_CHUNK = 512 << 20  # bytes, decoded; the published files have up to 113 MB
+MAX_TAKEN = 512 << 20  # bytes handed out at once; 64 patches have up to 116 MB
 MAX_MEMBERS = 200_000
 MAX_JSON = 1 << 20
 MAX_AXIS = 1 << 24  # entries along one axis
@@ -85,6 +86,8 @@ class ZarrZip:
         header, k = self.header(name), index.shape[1]
         if (index < 0).any() or (index >= np.array(header.shape[:k], np.int64)).any():
             raise RunError(f"{self.path}: {name} has shape {header.shape}, too small for what other arrays of the file promise")
+        if (size := len(index) * prod(header.shape[k:]) * header.dtype.itemsize) > MAX_TAKEN:
+            raise RunError(f"{self.path}: {len(index)} entries of {name}, shape {header.shape}, are {size} bytes; legal: up to {MAX_TAKEN}")
         out = np.empty((len(index), *header.shape[k:]), header.dtype)
         lead = index // np.array(header.chunks[:k], np.int64)
         trails = list(itertools.product(*(range(-(-size // chunk)) for size, chunk in zip(header.shape[k:], header.chunks[k:], strict=True))))
@@ -105,10 +108,13 @@ class ZarrZip:
         values, units = self.whole(name, limit=1 << 20), str(self.attributes(name).get("units", ""))
         unit, _, since = units.partition(" since ")
         try:
-            start = np.datetime64(since.strip().replace(" ", "T"), "ns").astype(np.int64)
-            return start + np.rint(values.astype(np.float64) * _NS[unit]).astype(np.int64) if values.dtype.kind == "f" else start + values * _NS[unit]
-        except (KeyError, ValueError) as error:
-            raise RunError(f"{self.path}: {name} has units {units!r}; legal: days, hours, ... nanoseconds since a date") from error
+            start = np.datetime64(since.strip().replace(" ", "T"), "ns")
+        except ValueError:
+            start = np.datetime64("NaT")
+        if unit not in _NS or np.isnat(start) or values.dtype.kind not in "iuf":
+            raise RunError(f"{self.path}: {name} has units {units!r}; legal: numbers of days, hours, ... nanoseconds since a date")
+        ticks = values.astype(np.int64) * _NS[unit] if values.dtype.kind != "f" else np.rint(values.astype(np.float64) * _NS[unit]).astype(np.int64)
+        return start.astype(np.int64) + ticks
 
     def _chunk(self, header: Header, at: tuple[int, ...]) -> np.ndarray:
         from numcodecs import blosc
@@ -140,10 +146,13 @@ class ZarrZip:
         info = self._members.get(name)
         if info is None:
             raise RunError(f"{self.path}: {name} is missing")
-        if info.file_size > limit:  # zipfile never hands out more than this many bytes
+        if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # zipfile inflates the others without a bound
+            raise RunError(f"{self.path}: {name} is compressed by zip method {info.compress_type}; legal: stored or deflated")
+        if info.file_size > limit:
             raise RunError(f"{self.path}: {name} unpacks to {info.file_size} bytes; legal: up to {limit}")
         try:
-            return self._zip.read(info)
+            with self._zip.open(info) as file:
+                return file.read(info.file_size)  # a plain read() inflates all that is there, whatever the directory says
         except (OSError, EOFError, zipfile.BadZipFile, RuntimeError, ValueError, NotImplementedError) as error:
             raise RunError(f"{self.path}: {name} cannot be read: {error}") from error
 
@@ -156,9 +165,7 @@ def _checked_members(path: Path, infos: list[zipfile.ZipInfo]) -> dict[str, zipf
         name = info.orig_filename
         if name.startswith("/") or "\\" in name or ":" in name or "\0" in name or ".." in name.split("/"):
             raise RunError(f"{path}: member {name!r} leaves the group; legal: relative names without ..")
-        if name in members:
-            raise RunError(f"{path}: member {name!r} is there twice")
-        members[name] = info
+        members[name] = info  # writers append a changed .zattrs anew: the last one counts
     return members
 
 
