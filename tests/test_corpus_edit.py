@@ -134,3 +134,33 @@ def test_corpora_that_differ_are_not_merged_and_the_difference_is_named(a: Path,
     bare = write(tmp_path / "bare", 3, 3, columns=False)
     assert run("merge", tmp_path / "m", a, bare) == 2
     assert "index columns: none against {'region': 'str'}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("numbers", [(70, 33), (64, 1), (10, 20), (70, 130)])
+def test_append_gives_what_merge_gives_and_leaves_whole_shards_alone(tmp_path: Path, numbers: tuple[int, int]) -> None:
+    first, second = write(tmp_path / "first", numbers[0], 5), write(tmp_path / "second", numbers[1], 6)
+    assert run("merge", tmp_path / "merged", first, second) == 0
+    shard = first / "s2/c/0/0/0/0"
+    before = (shard.stat().st_ino, shard.read_bytes())
+    assert run("append", first, second) == 0
+    merged, grown = everything(tmp_path / "merged"), everything(first)
+    assert merged.keys() == grown.keys()
+    for name, values in merged.items():
+        np.testing.assert_array_equal(grown[name], values, err_msg=name)
+    if numbers[0] >= 64:
+        assert (shard.stat().st_ino, shard.read_bytes()) == before
+    for name in ("s2", "s1"):
+        assert dict(open_corpus(first).arrays[name].attrs) == dict(open_corpus(tmp_path / "merged").arrays[name].attrs)
+    assert run("verify", first) == 0
+    attributes = open_corpus(first).attributes
+    assert attributes["made_by"] == {"seed": 5} and [item["num_patches"] for item in attributes["appended"]] == [numbers[1]]
+
+
+def test_an_append_that_fails_leaves_the_corpus_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    first, second = write(tmp_path / "first", 70, 5), write(tmp_path / "second", 10, 6)
+    before = {path.relative_to(first): path.read_bytes() for path in first.rglob("*") if path.is_file()}
+    damaged = next((second / "s2").rglob("c/0/0/0/0"))
+    damaged.write_bytes(damaged.read_bytes()[:100])
+    assert run("append", first, second) == 1
+    assert "second" in capsys.readouterr().err
+    assert {path.relative_to(first): path.read_bytes() for path in first.rglob("*") if path.is_file()} == before

@@ -30,6 +30,10 @@ class BandSums(NamedTuple):
         """The sums over both sets of pixels."""
         return BandSums(*([a + b for a, b in zip(mine, theirs, strict=True)] for mine, theirs in zip(self, other, strict=True)))
 
+    def without(self, other: "BandSums") -> "BandSums":
+        """The sums of these pixels but for those of `other`, which are among them."""
+        return self.add(BandSums(*([-value for value in values] for values in other)))
+
 
 def band_sums(x_NCHW: np.ndarray, nodata: int = NODATA) -> tuple[BandSums, np.ndarray]:
     """Sums per band of int16 `x`, and the valid pixels of each patch and band, (N, C) int64.
@@ -65,6 +69,18 @@ def statistics(sums: BandSums, *, scale_factor: float, add_offset: float) -> dic
     return {"mean": mean, "std": std, "count": list(sums.count)}
 
 
+def exact(sums: BandSums) -> dict[str, Any]:
+    """Attribute `sums` of an array: the integers behind its statistics (stored units), as text because JSON readers round large ones."""
+    return {"sums": {name: [str(value) for value in values] for name, values in sums._asdict().items()}}
+
+
+def stored_sums(attributes: Mapping[str, Any]) -> BandSums | None:
+    """The sums that an array's attributes hold, or None."""
+    if "sums" not in attributes:
+        return None
+    return BandSums(*([int(value) for value in attributes["sums"][name]] for name in BandSums._fields))
+
+
 def measure(corpus: "Corpus", *, progress: Callable[[int, int], None] | None = None) -> dict[str, dict[str, Any]]:
     """Statistics of every image array, read from its pixels by zarr-python: array -> the attributes that `store` writes."""
     measured = {}
@@ -80,7 +96,7 @@ def measure(corpus: "Corpus", *, progress: Callable[[int, int], None] | None = N
             sums = sums.add(band_sums(stored, nodata=attrs["nodata"])[0])
             if progress:
                 progress((number * len(corpus) + start) // len(corpus.arrays), len(corpus))
-        measured[name] = {**statistics(sums, scale_factor=attrs["scale_factor"], add_offset=attrs["add_offset"]), "stats_made_by": MADE_BY}
+        measured[name] = {**statistics(sums, scale_factor=attrs["scale_factor"], add_offset=attrs["add_offset"]), **exact(sums), "stats_made_by": MADE_BY}
     return measured
 
 

@@ -10,7 +10,7 @@ from dsengine.corpus.build.grid import assign
 from dsengine.corpus.build.metadata import add_columns, corpus_store, label_attributes
 from dsengine.corpus.build.shard import MAX_FAULTS, Outline
 from dsengine.corpus.schema import INDEX_DTYPES
-from dsengine.corpus.stats import MADE_BY, BandSums, statistics
+from dsengine.corpus.stats import MADE_BY, BandSums, exact, statistics
 
 
 class Summary:
@@ -30,7 +30,10 @@ class Summary:
 
     def add(self, shard: int, entry: dict[str, Any]) -> None:
         """Take in the entry of one shard."""
-        rows = self._outline.rows(shard)
+        self.add_rows(self._outline.rows(shard), entry)
+
+    def add_rows(self, rows: range, entry: dict[str, Any]) -> None:
+        """Take in what a journal entry says, of any rows."""
         for table, found in ((self.columns, entry["columns"]), (self.labels, entry["labels"])):
             for name, column in table.items():
                 column[rows.start:rows.stop] = np.asarray(found[name], column.dtype)
@@ -43,7 +46,8 @@ class Summary:
     def attributes(self) -> dict[str, dict[str, Any]]:
         """Statistics of each array."""
         return {spec.name: {**statistics(self._sums[spec.name], scale_factor=spec.scale_factor, add_offset=spec.add_offset),
-                            "saturated": self._saturated[spec.name], "stats_made_by": MADE_BY} for spec in self._outline.layout.arrays}
+                            **exact(self._sums[spec.name]), "saturated": self._saturated[spec.name], "stats_made_by": MADE_BY}
+                for spec in self._outline.layout.arrays}
 
     def root(self) -> dict[str, Any]:
         """Attributes of the root: how it was made, and of damaged input the first 1000 lines in row order and how many there were."""
@@ -56,6 +60,11 @@ def finished_store(outline: Outline, entries: Iterator[dict[str, Any]]) -> dict[
     summary = Summary(outline)
     for shard, entry in enumerate(entries):
         summary.add(shard, entry)
+    return summed_store(outline, summary)
+
+
+def summed_store(outline: Outline, summary: Summary) -> dict[str, Buffer]:
+    """The same from a summary to which every row was added."""
     ids = {"id": np.arange(outline.num_patches, dtype=np.int64), "split": assign(summary.columns, outline.split, seed=outline.seed)}
     columns = {**summary.columns, **ids}
     content = corpus_store(outline.layout, outline.num_patches, root=summary.root(), attributes=summary.attributes())

@@ -46,7 +46,7 @@ def copy_plan(paths: Sequence[str | os.PathLike[str]], changes: Changes, *, comm
                              for number, corpus in enumerate(corpora) for rows in [_rows(corpus, changes.where)]])
     if not len(picked):
         raise UsageError(f"--where {changes.where}: no patch of {', '.join(map(str, paths))} is left")
-    made_by = {"command": command, "inputs": [_origin(corpus) for corpus in corpora], "resample": changes.resample, "where": changes.where}
+    made_by = {"command": command, "inputs": [origin(corpus) for corpus in corpora], "resample": changes.resample, "where": changes.where}
     return Plan(layout=layout, num_patches=len(picked), made_by=made_by, columns=columns, split="given",
                 cut=Copy([str(corpus.path) for corpus in corpora], picked, layout, changes.resample, tuple(columns)))
 
@@ -73,7 +73,14 @@ class Copy:
         picked = self.picked[rows.start:rows.stop]
         parts = [_part(self, int(number), picked[picked[:, 0] == number, 1]) for number in dict.fromkeys(picked[:, 0].tolist())]
         joined = [{name: np.concatenate([part[k][name] for part in parts]) for name in parts[0][k]} for k in range(3)]
-        return Block(arrays=joined[0], index=joined[1], labels=joined[2])
+        return Block(arrays=joined[0], index=joined[1], labels=joined[2], saturated=self._saturated(picked))
+
+    def _saturated(self, picked: np.ndarray) -> dict[str, list[int]]:
+        """How many values were cut is known of a whole corpus only: it is counted where its first row is."""
+        starts = [self.corpora[number] for number, row in picked.tolist() if row == 0]
+        counts = [{band: count for array in corpus.arrays.values() for band, count in zip(array.attrs["bands"], array.attrs.get("saturated", []))}
+                  for corpus in starts]
+        return {spec.name: [sum(count.get(band, 0) for count in counts) for band in spec.bands] for spec in self.layout.arrays}
 
 
 def _part(copy: Copy, number: int, rows: np.ndarray) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray], dict[str, np.ndarray]]:
@@ -141,5 +148,6 @@ def _shared_columns(corpora: Sequence[Corpus]) -> dict[str, str]:
     return dtypes[0]
 
 
-def _origin(corpus: Corpus) -> dict[str, Any]:
+def origin(corpus: Corpus) -> dict[str, Any]:
+    """What the root's attributes say of a corpus whose rows were taken in."""
     return {"path": str(corpus.path), "num_patches": len(corpus), "made_by": corpus.attributes.get("made_by")}
