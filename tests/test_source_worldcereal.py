@@ -87,7 +87,7 @@ def test_every_value_of_the_long_table(built: dict[str, SeriesCorpus], samples: 
         cut = dict(zip(corpus.values[sensor].attrs["bands"], corpus.values[sensor].attrs["saturated"], strict=True))[band]
         assert cut == (((numbers > 32767) & (numbers < 65535)).sum() if sensor == "s2" else 0)
     assert list(corpus.index["sample_id"]) == list(dict.fromkeys(table["sample_id"].to_pylist()))
-    assert corpus.read_series([0], "s2").time[0].astype("M8[us]").tolist() == months
+    assert corpus.read_series([0], "s2").time[0].astype("M8[ns]").astype("M8[us]").tolist() == months
 
 
 def test_every_value_of_the_cube(built: dict[str, SeriesCorpus], samples: Path) -> None:

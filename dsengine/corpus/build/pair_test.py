@@ -2,13 +2,15 @@
 
 The published point-wise pairs of Sentinel-2 and Planet may be scrambled: their making reshaped (4, N * 9) as (4, 9, N), so that a row has
 nine Planet pixels of nine other places. Means and shapes stay right; only correlation tells. Rows of one date follow each other and dates
-differ in season and cloud, so that even scrambled rows correlate over a whole file: the test looks at differences of consecutive rows.
+differ in season and cloud, so that even scrambled rows correlate over a whole file: the test ranks differences of consecutive rows, where
+a change of date is one value among many.
 """
 
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from scipy.stats import rankdata
 
 from dsengine.corpus.schema import NODATA
 
@@ -62,11 +64,12 @@ def _mean(x_NK: np.ndarray) -> np.ndarray:
 
 
 def _correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Of the differences of consecutive rows, NaN without enough of them."""
+    """Rank correlation of the differences of consecutive rows, NaN without enough of them or where one does not vary."""
     a, b = np.diff(a), np.diff(b)
     both = np.isfinite(a) & np.isfinite(b)
     if both.sum() < MIN_ROWS:
         return float("nan")
-    x, y = a[both] - a[both].mean(), b[both] - b[both].mean()
+    x, y = rankdata(a[both]), rankdata(b[both])
+    x, y = x - x.mean(), y - y.mean()
     size = np.sqrt((x * x).sum() * (y * y).sum())
     return float((x * y).sum() / size) if size > 0 else float("nan")
