@@ -13,8 +13,8 @@ import pytest
 from dsengine.corpus.build.restricted_pickle import DATETIME, Record, as_datetime, read_pickle, read_strings
 from dsengine.errors import UsageError
 
-PLAIN = [["a", "ü", ""], [], (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), {"a": 1, 2: None}, {1, 2}, frozenset({3}), -5, 2**70, 0.1, float("inf"), True, False,
-         None, b"\x00\xff", "x" * 300, [list(range(300))] * 3, {"nested": [{"k": (1.5, "t")}]}, 70000]
+PLAIN = [["a", "ü", ""], [], (), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4), {"a": 1, 2: None}, {1, 2}, frozenset({3}), -5, 2**70, 0.1,
+         float("inf"), True, False, None, b"\x00\xff", "x" * 300, [list(range(300))] * 3, {"nested": [{"k": (1.5, "t")}]}, 70000]
 
 
 def saved(path: Path, value: Any, protocol: int = 4) -> Path:
@@ -98,8 +98,9 @@ def test_a_list_of_strings_is_that_and_nothing_else(tmp_path: Path) -> None:
             read_strings(saved(tmp_path / "b.pkl", value))
 
 
-@pytest.mark.parametrize("content", [b"", b"\x80\x04", b"\x80\x04]", b".", b"\x80\x04N0.", b"\x80\x04]]\x86", b"hello", b"\x80\x04h\x05.", b"\x80\x04Nt.",
-                                     b"\x80\x04NNs.",                                b"\x80\x04]]].", b"\x80\x04)}s.", b"\x80\x02I99999x\n.", b"\x80\x04K\x01K\x02e.", b"\x80\x04}]K\x01s."])
+@pytest.mark.parametrize("content", [
+    b"", b"\x80\x04", b"\x80\x04]", b".", b"\x80\x04N0.", b"\x80\x04]]\x86", b"hello", b"\x80\x04h\x05.", b"\x80\x04Nt.", b"\x80\x04NNs.",
+    b"\x80\x04]]].", b"\x80\x04)}s.", b"\x80\x02I99999x\n.", b"\x80\x04K\x01K\x02e.", b"\x80\x04}]K\x01s."])
 def test_damaged_pickles_are_one_line_that_names_the_file(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "d.pkl").write_bytes(content)
     with pytest.raises(UsageError, match="d.pkl is not a complete pickle"):

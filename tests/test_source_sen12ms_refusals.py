@@ -10,7 +10,9 @@ import pytest
 import rasterio
 from rasterio.transform import from_origin
 
+from dsengine.corpus import open_corpus
 from dsengine.corpus.commands import add_parser
+from dsengine.corpus.sources import sen12ms
 from dsengine.errors import RunError, UsageError
 
 FOLDER = "ROIs1158_spring"
@@ -53,8 +55,6 @@ def refused(tree: Path, match: str, *extra: str) -> None:
 def test_a_patch_that_lacks_a_file_is_named_or_left_out_and_counted(tree: Path) -> None:
     (tree / FOLDER / "lc_1" / f"{FOLDER}_lc_1_p2.tif").unlink()
     refused(tree, r"1 of 2 patches lack a file; the first is .*lc_1_p2.tif. Give --skip-incomplete")
-    from dsengine.corpus import open_corpus
-
     build(tree, "--skip-incomplete")
     corpus = open_corpus(tree.parent / "c")
     assert len(corpus) == 1 and corpus.attributes["made_by"]["left_out"]["a file is missing"] == 1
@@ -111,8 +111,9 @@ def test_a_truncated_file_found_while_writing_is_a_run_error_that_names_it(tree:
 
 
 def test_files_without_a_place_are_refused(tree: Path) -> None:
-    for part, x in (("s2", np.full((13, 256, 256), 500, np.uint16)), ("s1", np.full((2, 256, 256), -9.5, np.float32)), ("lc", np.ones((4, 256, 256), np.uint16))):
-        write(tree, part, 1, x, epsg=None)
+    write(tree, "s2", 1, np.full((13, 256, 256), 500, np.uint16), epsg=None)
+    write(tree, "s1", 1, np.full((2, 256, 256), -9.5, np.float32), epsg=None)
+    write(tree, "lc", 1, np.ones((4, 256, 256), np.uint16), epsg=None)
     refused(tree, r"s2_1_p1.tif has no CRS")
 
 
@@ -143,8 +144,10 @@ def test_a_malicious_list_is_refused_by_name_and_runs_nothing(tree: Path, tmp_pa
 
 
 @pytest.mark.parametrize(("content", "match"), [
-    ("ROIs1158_spring_s2_1_p7.tif", "names ROIs1158_spring_[*]_1_p7, which is not there"), ("ROIs1158_spring/s1_9", "of which no patch is there"),
-    ("../../etc/passwd", "is neither a patch"), ("ROIs1158_spring_s2_1_p1.png", "is neither a patch"), ("", "no patch of ROIs1158_spring is in a list")])
+    ("ROIs1158_spring_s2_1_p7.tif", "names ROIs1158_spring_[*]_1_p7, which is not there"),
+    ("ROIs1158_spring/s1_9", "of which no patch is there"),
+    ("../../etc/passwd", "is neither a patch"), ("ROIs1158_spring_s2_1_p1.png", "is neither a patch"),
+    ("", "no patch of ROIs1158_spring is in a list")])
 def test_entries_that_are_no_patch_of_the_tree_are_named(tree: Path, tmp_path: Path, content: str, match: str) -> None:
     (tmp_path / "l.txt").write_text(content)
     refused(tree, match, "--list", f"train={tmp_path}/l.txt")
@@ -160,3 +163,14 @@ def test_a_patch_in_two_lists_is_refused(tree: Path, tmp_path: Path) -> None:
                                    ("--rest", "train"), ("--val-share", "1.5")])
 def test_flags_without_a_meaning_are_refused(tree: Path, flags: tuple[str, str]) -> None:
     refused(tree, flags[0] if "none" not in flags[1] else "none.txt cannot be read", *flags)
+
+
+def test_a_plan_pickles_and_cuts_the_same_bytes_in_any_grouping(tree: Path) -> None:
+    parser = argparse.ArgumentParser()
+    argv = ["corpus", "build", str(tree.parent / "c"), "--source", "sen12ms", "--root", str(tree)]
+    add_parser(parser.add_subparsers(), argv)
+    cut = pickle.loads(pickle.dumps(sen12ms.plan(parser.parse_args(argv)))).cut
+    whole, first, second = cut(range(2)), cut(range(1)), cut(range(1, 2))
+    for part in ("arrays", "labels", "index"):
+        for name, values in getattr(whole, part).items():
+            np.testing.assert_array_equal(values, np.concatenate([getattr(first, part)[name], getattr(second, part)[name]]))

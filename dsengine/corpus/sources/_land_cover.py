@@ -23,11 +23,13 @@ LCCS_LC = {
     41: "dense shrubland", 42: "shrubland and grassland mosaic", 43: "sparse shrubland"}
 LCCS_LU = {
     1: "barren", 2: "permanent snow and ice", 3: "water", 9: "urban and built-up", 10: "dense forest", 20: "open forest",
-    25: "forest and cropland mosaic", 30: "natural herbaceous", 35: "natural herbaceous and cropland mosaic", 36: "herbaceous cropland", 40: "shrubland"}
+    25: "forest and cropland mosaic", 30: "natural herbaceous", 35: "natural herbaceous and cropland mosaic", 36: "herbaceous cropland",
+    40: "shrubland"}
 LCCS_SH = {
     1: "barren", 2: "permanent snow and ice", 3: "water", 10: "dense forest", 20: "open forest", 27: "woody wetland", 30: "grassland",
     40: "shrubland", 50: "herbaceous wetland", 51: "tundra"}
-DFC = {1: "forest", 2: "shrubland", 3: "savanna", 4: "grassland", 5: "wetland", 6: "cropland", 7: "urban", 8: "snow and ice", 9: "barren", 10: "water"}
+DFC = {1: "forest", 2: "shrubland", 3: "savanna", 4: "grassland", 5: "wetland", 6: "cropland", 7: "urban", 8: "snow and ice", 9: "barren",
+       10: "water"}
 DFC_OF_IGBP = (0, 1, 1, 1, 1, 1, 2, 2, 3, 3, 4, 5, 6, 7, 6, 8, 9, 10)  # position: IGBP value 0..17
 DROPPED_OF_8 = (3, 8)  # savanna and snow: not in the 8 classes that most work on DFC2020 uses
 

@@ -1,5 +1,6 @@
 """What SEN12MS and DFC2020 share: folders `ROIs1158_spring/s2_1`, files `ROIs1158_spring_s2_1_p30.tif`, 256 px at 10 m, one file a sensor."""
 
+import argparse
 import os
 import re
 import warnings
@@ -17,7 +18,7 @@ from dsengine.corpus.build.raster import lonlat
 from dsengine.corpus.build.writer import Block
 from dsengine.corpus.schema import UNKNOWN_EPSG, Layout
 from dsengine.corpus.sources._land_cover import Layer
-from dsengine.corpus.sources._patches import L1C_BANDS, MAX_BLOCK, check_db, s1_spec, s2_specs
+from dsengine.corpus.sources._patches import L1C_BANDS, MAX_BLOCK, check_db, digest, s1_spec, s2_specs
 from dsengine.corpus.sources._stored import store_s1, store_s2
 from dsengine.errors import RunError, UsageError
 
@@ -150,6 +151,13 @@ class Cut:
 def layout(layers: Sequence[Layer]) -> Layout:
     """13 bands of S2 L1C, 2 of S1, and the labels of `layers`."""
     return Layout(arrays=SPECS, patch_size=SIDE, resolution_m=RESOLUTION_M, labels=tuple(layer.spec for layer in layers))
+
+
+def made_by(source: str, args: argparse.Namespace, options: dict[str, Any], patches: Sequence[Patch], *, left_out: dict[str, int],
+            no_offset: str) -> dict[str, Any]:
+    """Root attribute `made_by`; `no_offset` says why S2 numbers carry none."""
+    return {"command": "corpus build", "source": source, "root": str(args.root), "options": {**options, "skip_incomplete": args.skip_incomplete},
+            "patches": digest(patch.path("s2") for patch in patches), "left_out": left_out, "s2_offset": {"all": {"offset": 0, "reason": no_offset}}}
 
 
 def check_first(root: Path, patches: Sequence[Patch], parts: Sequence[str]) -> dict[tuple[str, str], tuple[float, float]]:

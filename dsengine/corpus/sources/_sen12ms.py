@@ -58,7 +58,8 @@ def given(patches: Sequence[Patch], lists: Sequence[str], *, rest: str, val_shar
         split, path = _flag(text)
         for key in _entries(path, scenes, seasons):
             if key not in here:
-                raise UsageError(f"--list {text}: {path} names {key[0]}_*_{key[1]}_p{key[2]}, which is not there; legal: patches below --root, of any season")
+                raise UsageError(f"--list {text}: {path} names {key[0]}_*_{key[1]}_p{key[2]}, which is not there; legal: patches below --root, "
+                                 "and any of seasons that are not chosen")
             if assigned.setdefault(key, split) != split:
                 raise UsageError(f"--list {text}: {key[0]}_*_{key[1]}_p{key[2]} is in a list of {assigned[key]}, too")
     if rest == "train":
@@ -109,7 +110,8 @@ def _entries(path: Path, scenes: Mapping[tuple[str, str], Sequence[Key]], season
             if not keys and match[1] in seasons:
                 raise UsageError(f"{path} names scene {text.strip()}, of which no patch is there")
         else:
-            raise UsageError(f"{path}: {text.strip()[:80]!r} is neither a patch, such as ROIs1158_spring_s2_1_p30.tif, nor a scene, such as ROIs1158_spring/s2_1")
+            raise UsageError(f"{path}: {text.strip()[:80]!r} is neither a patch, such as ROIs1158_spring_s2_1_p30.tif, nor a scene, such as "
+                             "ROIs1158_spring/s2_1")
         found += [key for key in keys if key[0] in seasons and key != BROKEN]
     return found
 

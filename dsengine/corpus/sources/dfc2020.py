@@ -36,7 +36,7 @@ def plan(args: argparse.Namespace) -> "Plan":
     """The corpus that the parsed flags describe. Raises UsageError for what the flags or files get wrong."""
     from dsengine.corpus.build.plan import Plan
     from dsengine.corpus.schema import SPLITS
-    from dsengine.corpus.sources import _dfc2020, _patches, _roi
+    from dsengine.corpus.sources import _dfc2020, _roi
 
     if args.validation_as != "val" and args.split != "given":
         raise UsageError("--validation-as has a meaning only with --split given")
@@ -54,9 +54,8 @@ def plan(args: argparse.Namespace) -> "Plan":
     elif args.split in (None, "block"):
         _dfc2020.check_places(args.root, patches, sites)
     options = {"parts": args.parts, "classes": args.classes, "lc": args.lc, "validation_as": args.validation_as,
-               "keep_duplicates": args.keep_duplicates, "skip_incomplete": args.skip_incomplete}
-    made_by = {"command": "corpus build", "source": "dfc2020", "root": str(args.root), "options": options, "patches": _patches.digest(patch.path("s2") for patch in patches),
-               "left_out": left_out, "s2_offset": {"all": {"offset": 0, "reason": "published in 2020, before baseline 04.00"}}}
+               "keep_duplicates": args.keep_duplicates, "split": args.split}
+    made_by = _roi.made_by("dfc2020", args, options, patches, left_out=left_out, no_offset="published in 2020, before baseline 04.00")
     return Plan(layout=_roi.layout(layers), num_patches=len(patches), cut=_roi.Cut(args.root, patches, sites, layers, splits), made_by=made_by,
                 columns={"scene": "str"}, seed=args.seed, split="block" if splits is None else "given")
 

@@ -23,8 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seasons", default="all", metavar="NAME,...", help=f"{', '.join(SEASONS)} or all (default: all that are there)")
     parser.add_argument("--labels", default=",".join(LABELS), metavar="NAME,...", help=f"of {', '.join(LABELS)}, or none (default: all four)")
     parser.add_argument("--list", action="append", default=[], metavar="SPLIT=FILE",
-                        help="patches (or scenes) of train, val or test, as .txt or .pkl; may be repeated (default: splits by place, scenes stay together)")
-    parser.add_argument("--rest", choices=("leave-out", "train"), default="leave-out", help="what to do with patches in no --list (default: leave-out)")
+                        help="patches or scenes of train, val or test, .txt or .pkl; may be repeated (default: splits by place, scenes stay whole)")
+    parser.add_argument("--rest", choices=("leave-out", "train"), default="leave-out", help="patches that are in no --list (default: leave-out)")
     parser.add_argument("--val-share", type=float, default=0.0, metavar="FRACTION",
                         help="with --list: this share of the training scenes, drawn by --seed, becomes val (the set ships no val list; default: 0)")
     parser.add_argument("--skip-incomplete", action="store_true", help="leave out patches that lack a file, and count them, instead of refusing")
@@ -33,7 +33,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def plan(args: argparse.Namespace) -> "Plan":
     """The corpus that the parsed flags describe. Raises UsageError for what the flags or files get wrong."""
     from dsengine.corpus.build.plan import Plan
-    from dsengine.corpus.sources import _patches, _roi, _sen12ms
+    from dsengine.corpus.sources import _roi, _sen12ms
 
     labels = _names(args.labels, LABELS, flag="--labels", none=True)
     if not 0 <= args.val_share < 1:
@@ -41,7 +41,7 @@ def plan(args: argparse.Namespace) -> "Plan":
     if not args.list and (args.val_share or args.rest != "leave-out"):
         raise UsageError("--val-share and --rest say what to do with lists: give --list train=FILE or the like")
     patches, left_out = _sen12ms.select(args.root, _seasons(args), parts=("s1", "lc") if labels else ("s1",), skip_incomplete=args.skip_incomplete)
-    splits, options = None, {"seasons": args.seasons, "labels": list(labels), "skip_incomplete": args.skip_incomplete}
+    splits, options = None, {"seasons": args.seasons, "labels": list(labels)}
     if args.list:
         patches, splits, unlisted = _sen12ms.given(patches, args.list, rest=args.rest, val_share=args.val_share, seed=args.seed)
         left_out |= {"in no list": unlisted}
@@ -49,8 +49,7 @@ def plan(args: argparse.Namespace) -> "Plan":
     layers = _sen12ms.layers(labels)
     sites = _roi.check_first(args.root, patches, ("s2", "s1", "lc") if labels else ("s2", "s1"))
     _sen12ms.check_places(args.root, patches, sites)
-    made_by = {"command": "corpus build", "source": "sen12ms", "root": str(args.root), "options": options, "patches": _patches.digest(patch.path("s2") for patch in patches),
-               "left_out": left_out, "s2_offset": {"all": {"offset": 0, "reason": "acquired in 2016 and 2017, before baseline 04.00"}}}
+    made_by = _roi.made_by("sen12ms", args, options, patches, left_out=left_out, no_offset="acquired in 2016 and 2017, before baseline 04.00")
     return Plan(layout=_roi.layout(layers), num_patches=len(patches), cut=_roi.Cut(args.root, patches, sites, layers, splits), made_by=made_by,
                 columns={"scene": "str"}, seed=args.seed, split="block" if splits is None else "given")
 
