@@ -190,7 +190,7 @@ def test_info_prints_bands_splits_and_labels(path: Path, capsys: pytest.CaptureF
 
 def test_statistics_of_a_damaged_array_name_it(path: Path) -> None:
     flip(path / "s1/c/1/0/0/0", 5)
-    with pytest.raises(RunError, match="array s1, patches 64 to 127: cannot be read"):
+    with pytest.raises(RunError, match="array s1, patch 64: cannot be read"):
         command("stats", str(path))
 
 

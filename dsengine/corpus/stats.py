@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dsengine.corpus.schema import NODATA, SHARD_PATCHES
+from dsengine.corpus.scan import scan
+from dsengine.corpus.schema import NODATA
 from dsengine.corpus.seal import staged
 from dsengine.corpus.shards import write_file
 from dsengine.corpus.storage import storage_at
-from dsengine.errors import RunError
+from dsengine.corpus.sums import pixel_sums
 
 if TYPE_CHECKING:
     from dsengine.corpus.index import Corpus
@@ -36,23 +37,12 @@ class BandSums(NamedTuple):
 
 
 def band_sums(x_NCHW: np.ndarray, nodata: int = NODATA) -> tuple[BandSums, np.ndarray]:
-    """Sums per band of int16 `x`, and the valid pixels of each patch and band, (N, C) int64.
-
-    Exact up to 2^23 pixels a patch and band: squares are below 2^30 and float64 holds integers up to 2^53.
-    """
+    """Sums per band of int16 `x`, and the valid pixels of each patch and band, (N, C) int64. Exact up to 2^32 pixels a band."""
     num_patches, num_bands = x_NCHW.shape[:2]
-    flat = x_NCHW.reshape(num_patches, num_bands, -1)
-    valid, total, square = (np.zeros((num_patches, num_bands), np.int64) for _ in range(3))
-    for row in range(num_patches):
-        mask = flat[row] != nodata
-        valid[row] = mask.sum(axis=1)
-        values = flat[row].astype(np.float64)
-        if not mask.all():
-            values *= mask
-        total[row] = values.sum(axis=1)
-        square[row] = np.einsum("cp,cp->c", values, values)
-    sums = BandSums(*([int(v) for v in part.sum(axis=0)] for part in (valid, total, square)))
-    return sums, valid
+    found = np.empty((num_patches * num_bands, 3), np.int64)
+    pixel_sums(np.ascontiguousarray(x_NCHW, np.int16).reshape(num_patches * num_bands, -1), nodata, found)
+    found = found.reshape(num_patches, num_bands, 3)
+    return BandSums(*found.sum(axis=0).T.tolist()), found[:, :, 0]
 
 
 def statistics(sums: BandSums, *, scale_factor: float, add_offset: float) -> dict[str, list[Any]]:
@@ -82,20 +72,15 @@ def stored_sums(attributes: Mapping[str, Any]) -> BandSums | None:
 
 
 def measure(corpus: "Corpus", *, progress: Callable[[int, int], None] | None = None) -> dict[str, dict[str, Any]]:
-    """Statistics of every image array, read from its pixels by zarr-python: array -> the attributes that `store` writes."""
+    """Statistics of every image array, from its pixels: array -> the attributes that `store` writes. RunError naming what cannot be read."""
     measured = {}
     for number, (name, array) in enumerate(corpus.arrays.items()):
         attrs = dict(array.attrs)
         sums = BandSums(*([0] * array.shape[1] for _ in BandSums._fields))
-        for start in range(0, len(corpus), SHARD_PATCHES):
-            try:
-                stored = np.asarray(array[start:start + SHARD_PATCHES])
-            except (ValueError, RuntimeError, OSError) as error:
-                raise RunError(f"{corpus.path}: array {name}, patches {start} to {start + SHARD_PATCHES - 1}: cannot be read ({error}); "
-                               f"`dsengine corpus verify {corpus.path}` names the patch") from error
-            sums = sums.add(band_sums(stored, nodata=attrs["nodata"])[0])
+        for rows, part in scan(storage_at(corpus.path), name, array, lambda x: band_sums(x, nodata=attrs["nodata"])[0]):
+            sums = sums.add(part)
             if progress:
-                progress((number * len(corpus) + start) // len(corpus.arrays), len(corpus))
+                progress((number * len(corpus) + rows.stop) // len(corpus.arrays), len(corpus))
         measured[name] = {**statistics(sums, scale_factor=attrs["scale_factor"], add_offset=attrs["add_offset"]), **exact(sums), "stats_made_by": MADE_BY}
     return measured
 
