@@ -58,15 +58,21 @@ def _filled(x: np.ndarray, valid: np.ndarray | None) -> np.ndarray:
 
 def _smoothed(x: np.ndarray) -> np.ndarray:
     """Binomial 3 x 3, a pixel less on each side."""
-    x = x[:-2] + x[2:] + F(2) * x[1:-1]
-    return x[:, :-2] + x[:, 2:] + F(2) * x[:, 1:-1]
+    for _ in range(2):
+        x = x[:-1] + x[1:]
+    for _ in range(2):
+        x = x[:, :-1] + x[:, 1:]
+    return x
 
 
 def _edges(x: np.ndarray) -> np.ndarray:
     """Gradient magnitude by central differences, a pixel less on each side."""
     y = x[2:, 1:-1] - x[:-2, 1:-1]
     x = x[1:-1, 2:] - x[1:-1, :-2]
-    return np.sqrt(y * y + x * x)
+    y *= y
+    x *= x
+    y += x
+    return np.sqrt(y, out=y)
 
 
 def _faded(edges: np.ndarray, valid: np.ndarray | None) -> np.ndarray | None:
@@ -75,8 +81,8 @@ def _faded(edges: np.ndarray, valid: np.ndarray | None) -> np.ndarray | None:
     if valid is not None:
         near = ndimage.binary_erosion(valid, np.ones((5, 5), bool), border_value=1)[2:-2, 2:-2]
         weight = weight * near
-    mean = np.vdot(edges, weight) / max(float(weight.sum()), 1.0)
-    faded = (edges - mean) * weight
+    faded = edges * weight  # and not a dot product: BLAS sums in an order that depends on its threads
+    faded -= (faded.sum() / max(weight.sum(), F(1))) * weight
     return faded if faded.any() else None
 
 
@@ -102,11 +108,13 @@ def _correlation(a: np.ndarray, b: np.ndarray, side: int) -> np.ndarray:
 
 def _peak(surface: np.ndarray) -> tuple[float, float]:
     reach = SEARCH + 1
-    near = np.roll(surface, (reach, reach), (0, 1))[:2 * reach + 1, :2 * reach + 1]
+    around = np.arange(-reach, reach + 1)
+    near = surface[around[:, None], around]
     y, x = np.unravel_index(int(np.argmax(near[1:-1, 1:-1])), (2 * SEARCH + 1, 2 * SEARCH + 1))
     y, x = y + 1, x + 1
     top = near[y, x]
-    if top < SIGNIFICANT * surface.std(dtype=np.float64) or top < near[y - 1:y + 2, x - 1:x + 2].max():
+    spread = np.sqrt(np.square(surface).mean())  # the mean is 0: both images are free of theirs
+    if top < SIGNIFICANT * spread or top < near[y - 1:y + 2, x - 1:x + 2].max():
         return UNKNOWN
     others = near.copy()
     others[max(0, y - RING):y + RING + 1, max(0, x - RING):x + RING + 1] = -np.inf
