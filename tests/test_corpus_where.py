@@ -1,19 +1,23 @@
 """Conditions on index columns: the same rows as numpy's, unknown values never compare, and nothing but a condition is understood."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dsengine.config import assignment, dump, merge, resolve
+from dsengine.config import assignment, dump, merge, resolve, to_yaml
 from dsengine.corpus import Corpus, open_corpus
 from dsengine.corpus.build.writer import Block, CorpusWriter
 from dsengine.corpus.schema import UNKNOWN_TIME, standard_layout
 from dsengine.corpus.where import DEEPEST, MOST_CHARACTERS
 from dsengine.data.loader import Loader
 from dsengine.data.sample import View
+from dsengine.engine.launch import configure
+from dsengine.engine.plan import complete
 from dsengine.errors import UsageError
 
 N, DAY = 80, 86_400 * 10**9
@@ -170,6 +174,19 @@ def test_data_where_survives_the_command_line_and_the_file_as_it_stands(text: st
     assert config.data.where == text
     assert resolve(dump(config)).data.where == text
     assert resolve(merge(assignment("data.where=null"))).data.where is None and resolve({}).data.where is None
+
+
+def test_training_counts_the_filtered_rows_and_a_resumed_run_keeps_its_condition(corpus: Corpus, tmp_path: Path) -> None:
+    rows = corpus.rows("train", "cloud < 0.5")
+    config = resolve({"corpus": str(corpus.path), "data": {"where": "cloud < 0.5"}, "train": {"batch_size": len(rows)}, "device": {"gpus": 0}})
+    assert complete(config, corpus, ranks=1, device=torch.device("cpu")).train.checkpoint_steps == 1  # one batch is an epoch
+    for where, match in (("cloud < 0.4", r"train split of \d+ patches with data.where=cloud < 0.4"), ("cloud < 0", "has 0 patches with data.where")):
+        with pytest.raises(UsageError, match=match):
+            complete(replace(config, data=replace(config.data, where=where)), corpus, ranks=1, device=torch.device("cpu"))
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert configure({"out": str(tmp_path)}, resume=True).data.where == "cloud < 0.5"
+    with pytest.raises(UsageError, match=r"data.where=cloud < 0.6: the run in .* has cloud < 0.5, and resuming cannot change it"):
+        configure({"out": str(tmp_path), "data": {"where": "cloud < 0.6"}}, resume=True)
 
 
 @pytest.mark.parametrize("call", ["__import__('os').mkdir('BAIT')", "cloud < eval('open(\"BAIT\", \"w\")')", "cloud < 1 or open('BAIT', 'w')"])

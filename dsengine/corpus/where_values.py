@@ -86,7 +86,7 @@ def compare(sign: str, left: Value, right: Value) -> np.ndarray:
 def _stored(name: str, values: np.ndarray) -> Column:
     if name == "split":
         return Column("text", np.array([*SPLITS, "?"], object)[np.minimum(values, len(SPLITS))], SPLITS)
-    if name.startswith("time_"):
+    if name.startswith("time_") and values.dtype == np.int64:
         return Column("time", values)
     if values.dtype.kind in "OTU":
         return Column("text", values.astype(object))

@@ -30,7 +30,7 @@ def complete(config: RunConfig, corpus: Corpus, *, ranks: int, device: torch.dev
     rows = len(corpus.rows("train", config.data.where))
     train = config.train
     batch = _given(train.batch_size, _batch_size(rows, ranks))
-    _check_batch(batch, rows, ranks)
+    _check_batch(batch, rows, ranks, "" if config.data.where is None else f" with data.where={config.data.where}")
     group = _given(train.bn_group, _largest_divisor(batch // ranks, at_most=128))
     _check_group(group, batch, ranks)
     steps = rows // batch
@@ -59,11 +59,11 @@ def _batch_size(rows: int, ranks: int) -> int:
     return min(max(rows // 4 // step * step, step), 1024 // step * step)
 
 
-def _check_batch(batch: int, rows: int, ranks: int) -> None:
+def _check_batch(batch: int, rows: int, ranks: int, met: str) -> None:
     if rows < 2:
-        raise UsageError(f"corpus: its train split has {rows} patches; at least 2 are needed")
+        raise UsageError(f"corpus: its train split has {rows} patches{met}; at least 2 are needed")
     if batch > rows:
-        raise UsageError(f"train.batch_size={batch} is larger than the corpus's train split of {rows} patches")
+        raise UsageError(f"train.batch_size={batch} is larger than the corpus's train split of {rows} patches{met}")
     if batch % ranks:
         raise UsageError(f"train.batch_size={batch} does not divide among {ranks} ranks; "
                          f"legal near it: {batch // ranks * ranks or ranks}, {(batch // ranks + 1) * ranks}")
