@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,12 +23,9 @@ SIZE = 12
 
 
 @pytest.fixture(scope="module")
-def world(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[server.Archive]:
+def world(imagery: tuple[Path, list[dict[str, Any]]]) -> Iterator[server.Archive]:
     """Three sites of six Sentinel-2 and six Sentinel-1 scenes, served."""
-    folder = tmp_path_factory.mktemp("archive")
-    items = archive.make(folder / "files", sample_data)
-    archive.region(folder / "region.geojson", items)
-    held = server.Archive(folder / "files", items)
+    held = server.Archive(*imagery)
     with server.serving(held):
         yield held
 

@@ -9,8 +9,9 @@ from dsengine.errors import UsageError
 
 if TYPE_CHECKING:
     from dsengine.corpus.build.archive.http import Patience
+    from dsengine.corpus.build.archive.matches import Matches
     from dsengine.corpus.build.archive.patches import Shape
-    from dsengine.corpus.build.archive.scenes import Lattice, Points, Wanted
+    from dsengine.corpus.build.archive.scenes import Find, Lattice, Points, Wanted
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -77,6 +78,25 @@ def options(args: argparse.Namespace) -> dict[str, Any]:
     files = {name: _digest(value) for name in ("region", "land") if (value := getattr(args, name)) and Path(value).is_file()}
     # A file counts by what it holds, not by where it lies.
     return {**{name: Path(getattr(args, name)).name if name in files else getattr(args, name) for name in named}, "files": files}
+
+
+def search(args: argparse.Namespace, wanted: "Wanted", num_rows: int, find: "Find", *, key: dict[str, Any]) -> "Matches":
+    """Decide what the journal lacks, under a progress bar. UsageError when no row has a match."""
+    from dsengine.corpus.build.archive import matches, scenes
+    from dsengine.corpus.commands._terminal import progress_bar
+
+    path = matches.journal_path(args.out, args.matches)
+    with progress_bar("searching", num_rows) as advance:
+        found = matches.search(path, num_rows, lambda row: scenes.decide(row, wanted, find), key=key, threads=args.requests, progress=advance)
+    if not len(found):
+        raise UsageError(f"no scenes for any of {num_rows} patches; the first: {found.missed[0]['why']}")
+    return found
+
+
+def made_by(found: "Matches", num_rows: int, *, key: dict[str, Any], more: dict[str, Any]) -> dict[str, Any]:
+    """How the corpus came about, for its root attributes."""
+    return {"command": "corpus build", "source": key["source"], "options": {**key, **more}, "rows": num_rows, "rows_without_match": len(found.missed),
+            "matches_sha256": found.sha256}
 
 
 def _digest(path: str) -> str:

@@ -8,7 +8,6 @@ import argparse
 from typing import TYPE_CHECKING
 
 from dsengine.corpus.sources import _places
-from dsengine.errors import UsageError
 
 if TYPE_CHECKING:
     from dsengine.corpus.build.plan import Plan
@@ -33,29 +32,23 @@ def plan(args: argparse.Namespace) -> "Plan":
     """Search, or go on with the search, then the plan of what was found. Writes the journal of decisions and nothing else."""
     from dataclasses import asdict
 
-    from dsengine.corpus.build.archive import matches, scenes
     from dsengine.corpus.build.archive.http import Http
     from dsengine.corpus.build.archive.patches import COLUMNS
     from dsengine.corpus.build.plan import Plan
     from dsengine.corpus.build.stac.cut import Cut
     from dsengine.corpus.build.stac.search import Filters, Finder
-    from dsengine.corpus.commands._terminal import progress_bar
 
     shape = _places.shape(args)
     providers = _providers(args, shape.sensors)
     wanted, num_rows = _places.wanted(args, shape)
-    patience, path = _places.patience(args), matches.journal_path(args.out, args.matches)
+    patience = _places.patience(args)
     key = {"source": "stac", **_places.options(args), "s2_offset": args.s2_offset,
            "providers": {sensor: asdict(provider) for sensor, provider in providers.items()}}
-    filters = Filters(max_cloud=args.max_cloud, orbit=args.orbit, s2_offset=args.s2_offset)
-    with Http(patience, at_once=args.requests) as http, progress_bar("searching", num_rows) as advance:
-        find = Finder(http, providers, filters)
-        found = matches.search(path, num_rows, lambda row: scenes.decide(row, wanted, find), key=key, threads=args.requests, progress=advance)
-    if not len(found):
-        raise UsageError(f"no scenes for any of {num_rows} patches; the first: {found.missed[0]['why']}")
-    made_by = {"command": "corpus build", "options": {**key, "bands_at": args.bands_at, "resampling": args.resampling}, "source": "stac",
-               "rows": num_rows, "rows_without_match": len(found.missed), "matches_sha256": found.sha256}
+    with Http(patience, at_once=args.requests) as http:
+        find = Finder(http, providers, Filters(max_cloud=args.max_cloud, orbit=args.orbit, s2_offset=args.s2_offset))
+        found = _places.search(args, wanted, num_rows, find, key=key)
     cut = Cut(matches=found, providers=providers, shape=shape, patience=patience, at_once=args.requests, resampling=args.resampling)
+    made_by = _places.made_by(found, num_rows, key=key, more={"bands_at": args.bands_at, "resampling": args.resampling})
     return Plan(layout=shape.layout(), num_patches=len(found), cut=cut, made_by=made_by, columns=COLUMNS, seed=args.seed)
 
 
