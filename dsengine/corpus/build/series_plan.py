@@ -1,20 +1,20 @@
 """A build of series or pixels, decided before anything is written; the twin of `build.plan`."""
 
 import os
-from collections import deque
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from dsengine.corpus.build import journal
+from dsengine.corpus.build.cluster import run_on_cluster
 from dsengine.corpus.build.grid import SplitRule
-from dsengine.corpus.build.grid import SplitRule
-from dsengine.corpus.build.series_writer import SeriesBlock, SeriesWriter
+from dsengine.corpus.build.series_block import SeriesBlock, SeriesOutline, Spread, write_block
+from dsengine.corpus.build.series_writer import SeriesWriter
+from dsengine.corpus.build.workers import run_in_processes
 from dsengine.corpus.series_schema import SeriesLayout
-from dsengine.corpus.storage import Url
+from dsengine.corpus.storage import Storage, Url, absolute, storage_at
+from dsengine.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +28,8 @@ class SeriesPlan:
     columns: Mapping[str, str] = field(default_factory=dict)
     split: str | SplitRule = "given"
     seed: int = 0
-    prepare: Callable[[], None] | None = None  # before the first cut of each start, such as unpacking to a scratch folder
-    cleanup: Callable[[], None] | None = None  # after the corpus is complete
+    prepare: Callable[[], None] | None = None  # here, before the first cut of each start, such as unpacking to a scratch folder
+    cleanup: Callable[[], None] | None = None  # here, after the corpus is complete
 
     @property
     def num_patches(self) -> int:
@@ -37,40 +37,46 @@ class SeriesPlan:
         return self.num_rows
 
 
-def build_series(out: str | os.PathLike[str] | Url, plan: SeriesPlan, *, progress: Callable[[int, int], None] | None = None,
-                 workers: int = 1) -> Path | Url:
-    """Carry out `plan` at `out`, or continue an equal build. Returns the path; the bytes do not depend on `workers` processes."""
+def build_series(out: str | os.PathLike[str] | Url, plan: SeriesPlan, *, workers: int = 1, scheduler: str | None = None,
+                 progress: Callable[[int, int], None] | None = None) -> Path | Url:
+    """Carry out `plan` at `out`, or continue an equal build. Returns the path; arguments and promises as in `build.plan.build_corpus`."""
+    if workers < 1 or (scheduler is not None and workers > 1):
+        raise UsageError(f"workers={workers}, scheduler={scheduler}: legal: 1 worker or more, or a scheduler")
     with SeriesWriter(out, layout=plan.layout, num_rows=plan.num_rows, made_by=plan.made_by, columns=plan.columns, split=plan.split,
                       seed=plan.seed) as writer:
-        if plan.prepare and writer.next_row < plan.num_rows:
+        job = BlockJob(storage=storage_at(absolute(out)), outline=writer.outline, cut=plan.cut, worker_name=writer.worker_name)
+        missing = writer.missing
+        if plan.prepare and missing:
             plan.prepare()
-        step = plan.layout.rows_a_block()
-        todo = [range(start, min(start + step, plan.num_rows)) for start in range(writer.next_row, plan.num_rows, step)]
-        with _cut_in_order(plan.cut, todo, workers) as blocks:
-            for block in blocks:
-                writer.append(block)
-                if progress:
-                    progress(writer.next_row, plan.num_rows)
+
+        def done(block: int) -> None:
+            writer.written(block)
+            if progress:
+                progress(writer.num_written, plan.num_rows)
+
+        if scheduler is not None:
+            run_on_cluster(job, missing, address=scheduler, done=done)
+        elif workers > 1 and len(missing) > 1:
+            run_in_processes(job, missing, workers=min(workers, len(missing)), done=done)
+        else:
+            for block in missing:
+                job(block, spread=writer.spread)
+                done(block)
         path = writer.finish()
     if plan.cleanup:
         plan.cleanup()
     return path
 
 
-@contextmanager
-def _cut_in_order(cut: Callable[[range], SeriesBlock], todo: list[range], workers: int) -> Iterator[Iterator[SeriesBlock]]:
-    """The blocks of `todo`, in order; at most one more than `workers` are under way, so memory stays bounded."""
-    if workers <= 1:
-        yield map(cut, todo)
-        return
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
-        yield _ahead(pool, cut, todo, workers + 1)
+@dataclass(frozen=True, kw_only=True)
+class BlockJob:
+    """Cut, encode and write any one block of a build, in whatever process."""
 
+    storage: Storage
+    outline: SeriesOutline
+    cut: Callable[[range], SeriesBlock]
+    worker_name: str  # as the writer was admitted
 
-def _ahead(pool: ProcessPoolExecutor, cut: Callable[[range], SeriesBlock], todo: list[range], depth: int) -> Iterator[SeriesBlock]:
-    waiting = deque(pool.submit(cut, rows) for rows in todo[:depth])
-    for number in range(len(todo)):
-        block = waiting.popleft().result()
-        if number + depth < len(todo):
-            waiting.append(pool.submit(cut, todo[number + depth]))
-        yield block
+    def __call__(self, block: int, *, spread: Spread = map) -> None:
+        with journal.task(self.storage, self.worker_name):
+            write_block(self.storage, self.outline, block, self.cut(self.outline.rows(block)), spread=spread)

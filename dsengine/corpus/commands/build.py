@@ -42,11 +42,9 @@ def run(args: argparse.Namespace) -> int:
 
     plan = with_split(_labelled_plan(args), args)
     series = isinstance(plan, SeriesPlan)
-    if series and (args.workers != 1 or args.scheduler):
-        raise UsageError(f"--workers, --scheduler: source {args.source} makes series, which are written by one process; leave both out")
     with progress_bar("rows" if series else "patches", plan.num_patches) as advance:
         if series:
-            path = build_series(args.out, plan, progress=advance)
+            path = build_series(args.out, plan, workers=args.workers, scheduler=args.scheduler, progress=advance)
         else:
             plan = plan if args.no_quality else with_quality(plan)
             path = build_corpus(args.out, plan, workers=args.workers, scheduler=args.scheduler, progress=advance)
