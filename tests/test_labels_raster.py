@@ -17,6 +17,7 @@ from dsengine.corpus.build.plan import Grid
 from dsengine.errors import RunError, UsageError
 
 GRID = Grid(32632, 500000.0, 5200000.0, 32, 10.0)
+WIDE = GRID._replace(size=256)
 
 
 def write(path: Path, x: np.ndarray, *, crs: str | None = "EPSG:32632", left: float = GRID.x, top: float = GRID.y, pixel: float = 10.0,
@@ -48,19 +49,19 @@ def test_on_the_same_grid_every_pixel_is_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("crs", "pixel"), [("EPSG:4326", 0.0001), ("EPSG:3035", 13.0), ("EPSG:32633", 25.0), ("EPSG:3857", 4.0), ("EPSG:2056", 10.0)])
 def test_other_grids_equal_gdal_and_the_file_at_each_pixel_centre(tmp_path: Path, crs: str, pixel: float) -> None:
     pyproj = pytest.importorskip("pyproj")
-    steps = (np.arange(GRID.size) + 0.5) * GRID.resolution_m
-    x, y = pyproj.Transformer.from_crs(32632, crs, always_xy=True).transform(*np.meshgrid(GRID.x + steps, GRID.y - steps))
+    steps = (np.arange(WIDE.size) + 0.5) * WIDE.resolution_m
+    x, y = pyproj.Transformer.from_crs(32632, crs, always_xy=True).transform(*np.meshgrid(WIDE.x + steps, WIDE.y - steps))
     left, top = x.min() - 7.3 * pixel, y.max() + 9.1 * pixel
     shape = int((top - y.min()) / pixel) + 10, int((x.max() - left) / pixel) + 10
     raw = classes(*shape)
-    got = label(write(tmp_path / "a.tif", raw, crs=crs, left=left, top=top, pixel=pixel))(GRID)
+    got = label(write(tmp_path / "a.tif", raw, crs=crs, left=left, top=top, pixel=pixel))(WIDE)
     row, column = ((top - y) / pixel).astype(int), ((x - left) / pixel).astype(int)
     # GDAL may differ where a centre lies on the edge of two source pixels.
     to_edge = np.minimum(*(np.abs((v / pixel) - np.rint(v / pixel)) for v in (top - y, x - left)))
     np.testing.assert_array_equal(got[to_edge > 1e-3], raw[row, column][to_edge > 1e-3])
     expected = np.zeros_like(got)
     reproject(raw, expected, src_transform=from_origin(left, top, pixel, pixel), src_crs=crs, dst_crs="EPSG:32632",
-              dst_transform=from_origin(GRID.x, GRID.y, 10, 10), resampling=Resampling.nearest)
+              dst_transform=from_origin(WIDE.x, WIDE.y, 10, 10), resampling=Resampling.nearest)
     assert (got != expected).mean() < 0.05  # its default tolerance is an eighth of a pixel
 
 

@@ -94,6 +94,9 @@ def test_an_invalid_polygon_is_repaired_reported_and_counts_both_lobes(tmp_path:
     drawn = label(write(tmp_path / "a.gpkg", [square(10, 10), bow], kind=["ok", "bow"])).draw(UTM)
     assert drawn.values[4, 1] == 1 and drawn.values[4, 6] == 1 and drawn.values[1, 4] == 0  # left and right lobe, not above the crossing
     assert drawn.faults == (f"{tmp_path}/a.gpkg layer a: invalid shape 2 repaired",)
+    wide = shapely.Polygon([(x - 9000, y + 9003), (x + 9160, y - 9157), (x + 9160, y + 9003), (x - 9000, y - 9157)])  # crosses itself at the centre
+    large = label(write(tmp_path / "b.gpkg", [wide], kind=["bow"]))(UTM)
+    np.testing.assert_array_equal(large == 1, inside(shapely.make_valid(wide), 32632, UTM))
     world = label(sample_data / "labels/naturalearth/ne_110m_land.json", column="featurecla")
     _, _, wkb, _ = pyogrio.raw.read(world.layer.path)
     broken = np.flatnonzero(~shapely.is_valid(shapely.from_wkb(wkb)))
@@ -131,6 +134,14 @@ def test_a_table_numbers_the_classes_and_others_are_an_error_or_ignored(tmp_path
         label(path, classes=str(table))
     drawer = label(path, classes=str(table), others="ignore")
     assert drawer.spec.classes == {7: "wheat", 3: "rye"} and drawer(UTM)[0, :4].tolist() == [7, 3, 0, 0]
+
+
+def test_codes_that_are_no_label_values_are_numbered_or_matched_by_name(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.gpkg", [square(0, 0), square(1, 0)], code=[3301010500, 3301010101])
+    drawer = label(path)
+    assert drawer.spec.classes == {1: "class 3301010101", 2: "class 3301010500"} and drawer(UTM)[0, :3].tolist() == [2, 1, 0]
+    (tmp_path / "t.csv").write_text("value,name\n40,3301010101\n50,3301010500\n")
+    assert label(path, classes=f"{tmp_path}/t.csv")(UTM)[0, :3].tolist() == [50, 40, 0]
 
 
 def test_later_features_are_drawn_over_earlier_ones_in_every_format(tmp_path: Path) -> None:

@@ -70,7 +70,8 @@ def make_labeller(request: Request) -> Labeller:
     for key in request.options:
         if key not in module.OPTIONS:
             raise UsageError(f"--label {request.name}: kind {request.kind} has no option {key}: {nearest(key, module.OPTIONS)}")
-    return module.labeller(request.name, request.path, request.options)
+    # Absolute, because a worker on a cluster has a working folder of its own.
+    return module.labeller(request.name, request.path.absolute(), request.options)
 
 
 @dataclass(frozen=True)

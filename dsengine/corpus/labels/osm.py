@@ -1,7 +1,7 @@
 """OpenStreetMap tags in groups: the table that `--label NAME=osm:FILE` uses unless it is given another.
 
 Classes are numbered from 1 in this order, and a later group is drawn over an earlier one: roads over residential land, buildings over roads.
-`polygons`, `lines` and `points` say which tags count for which geometry (key -> values, or True for any value): a closed way
+`polygons`, `lines` and `points` say which tags count for which geometry (key -> values, or True for any value but `no`): a closed way
 `highway=*` is a line, not an area. Lines and points are drawn as wide as their buffers, in metres to each side.
 """
 

@@ -14,7 +14,7 @@ MAX_BUFFER_M = 1000
 
 
 class Group(NamedTuple):
-    """One class. `tags` has an entry a dimension (points, lines, polygons): pairs of key and legal values, None for any value."""
+    """One class. `tags` has an entry a dimension (points, lines, polygons): pairs of key and legal values, None for any but `no`."""
 
     name: str
     tags: tuple[tuple[tuple[str, tuple[str, ...] | None], ...], ...]
@@ -22,7 +22,7 @@ class Group(NamedTuple):
 
     def takes(self, tags: Mapping[str, str], dimension: int) -> bool:
         """Does a feature with these tags belong to the group?"""
-        return any(key in tags and (legal is None or tags[key] in legal) for key, legal in self.tags[dimension])
+        return any(key in tags and (tags[key] != "no" if legal is None else tags[key] in legal) for key, legal in self.tags[dimension])
 
 
 def default_groups() -> tuple[Group, ...]:
@@ -65,13 +65,13 @@ def _group(entry: Any, where: str) -> Group:
 
 def _tags(entry: Any, where: str) -> tuple[tuple[str, tuple[str, ...] | None], ...]:
     if not isinstance(entry, dict):
-        raise UsageError(f"{where}: legal: KEY: [VALUE, ...], or KEY: true for any value")
+        raise UsageError(f"{where}: legal: KEY: [VALUE, ...], or KEY: true for any value but no")
     made = []
     for key, values in entry.items():
         # YAML reads an unquoted yes as true: `building: yes` would then mean any value.
         if values is not True and not (isinstance(values, Sequence) and not isinstance(values, str) and values
                                        and all(isinstance(value, str) for value in values)):
-            raise UsageError(f"{where}: {key}: {values!r}: legal: a list of texts (\"yes\" in quotes), or true for any value")
+            raise UsageError(f"{where}: {key}: {values!r}: legal: a list of texts (\"yes\" in quotes), or true for any value but no")
         made.append((str(key), None if values is True else tuple(values)))
     return tuple(made)
 

@@ -91,9 +91,17 @@ def one_column(layer: Layer, name: str, *, label: str) -> str:
     return name
 
 
+def may_cover(layer: Layer) -> bool:
+    """Can the layer hold polygons, as its type says?"""
+    return any(kind in layer.geometry for kind in ("Polygon", "Surface", "Unknown", "GeometryCollection"))
+
+
 def distinct(layer: Layer, column: str) -> list[Any]:
     """Distinct values of a column, without null, sorted: all str or all int. UsageError for other types."""
-    values = np.unique([value for value in _read(layer, (column,), read_geometry=False).columns[column] if _is_value(value)])
+    if {'"', "\\"} & {*layer.name, *column}:
+        raise UsageError(f"{layer.path} layer {layer.name}: column {column}: names with quotes or backslashes are not legal")
+    sql = f'SELECT DISTINCT "{column}" FROM "{layer.name}"'  # within GDAL: a continent has millions of rows
+    values = np.unique([value for value in _read(layer, None, sql=sql).columns[column] if _is_value(value)])
     if values.dtype.kind == "f" and (values == values.astype(np.int64)).all():
         values = values.astype(np.int64)
     if values.dtype.kind not in "iuU":
@@ -116,19 +124,22 @@ def _in_memory(layer: Layer, columns: tuple[str, ...]) -> tuple[Features, Any]:
     return features, need("shapely", "labels").STRtree(features.geometries)
 
 
-def _read(layer: Layer, columns: Sequence[str], *, bbox: tuple[float, float, float, float] | None = None, read_geometry: bool = True) -> Features:
+def _read(layer: Layer, columns: Sequence[str] | None, *, bbox: tuple[float, float, float, float] | None = None, sql: str | None = None) -> Features:
+    """Features in `bbox`, or the rows of `sql` without geometries."""
     pyogrio, shapely = need("pyogrio", "labels"), need("shapely", "labels")
+    what = {"layer": layer.name, "columns": list(columns)} if sql is None else {"sql": sql}
     try:
-        meta, ids, wkb, fields = pyogrio.raw.read(str(layer.path), layer=layer.name, columns=list(columns), bbox=bbox, force_2d=True, return_fids=True,
-                                                  read_geometry=read_geometry)
-        geometries = shapely.from_wkb(wkb) if read_geometry else np.full(len(ids), None)
+        meta, ids, wkb, fields = pyogrio.raw.read(str(layer.path), bbox=bbox, force_2d=True, return_fids=sql is None, read_geometry=sql is None, **what)
+        geometries = shapely.from_wkb(wkb) if sql is None else None
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FeatureError, shapely.errors.ShapelyError) as error:
         raise RunError(f"{layer.path} layer {layer.name}: features cannot be read: {error}") from error
+    columns = dict(zip(meta["fields"], fields, strict=True))
+    if sql is not None:
+        return Features(np.empty(0), columns, np.empty(0))
     # An index answers in an order of its own, but later features are drawn over earlier ones.
     rows = np.argsort(ids, kind="stable")
-    if read_geometry:
-        rows = rows[~(shapely.is_missing(geometries[rows]) | shapely.is_empty(geometries[rows]))]
-    return Features(geometries[rows], {name: values[rows] for name, values in zip(meta["fields"], fields, strict=True)}, ids[rows])
+    rows = rows[~(shapely.is_missing(geometries[rows]) | shapely.is_empty(geometries[rows]))]
+    return Features(geometries[rows], {name: values[rows] for name, values in columns.items()}, ids[rows])
 
 
 def _driver(path: Path, label: str) -> str:

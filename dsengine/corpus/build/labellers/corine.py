@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from dsengine.corpus.build.labellers._base import Labeller, Options
-from dsengine.corpus.build.labellers._layers import FORMATS, Layer, one_column, open_layer
+from dsengine.corpus.build.labellers._layers import FORMATS, Layer, may_cover, one_column, open_layer
 from dsengine.corpus.build.labellers._shapes import ShapeLabeller
 from dsengine.corpus.labels.corine import INDEX_CODES, LEVELS, NODATA_CODES, Legend, legend
 from dsengine.corpus.schema import LabelSpec
@@ -32,7 +32,7 @@ def labeller(name: str, path: Path, options: Mapping[str, str]) -> Labeller:
     if "values" in options:
         raise UsageError(f"--label {name}: values= is for rasters, {path} holds polygons")
     layer = open_layer(path, label=name, layer=given.text("layer"), crs=given.text("crs"))
-    if "Polygon" not in layer.geometry:
+    if not may_cover(layer):
         raise UsageError(f"--label {name}: {path} layer {layer.name} holds {layer.geometry}; legal: polygons")
     return ShapeLabeller(spec=spec, layer=layer, column=_code_column(layer, given), values=chosen.values, known=frozenset(INDEX_CODES),
                          fill=chosen.ignore, all_touched=given.flag("all_touched"))

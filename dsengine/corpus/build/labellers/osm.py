@@ -116,8 +116,9 @@ def labeller(name: str, path: Path, options: Mapping[str, str]) -> Labeller:
 
 def _cover(out: np.ndarray, covered: Box, box: Box, crs: str, grid: Grid) -> None:
     """Pixels of `out` inside `covered` become 0; both boxes are in `crs`."""
-    shapes = to_grid(np.array([need("shapely", "labels").box(*covered)]), box, crs, grid)
-    burn(out, shapes, np.zeros(1, np.int64), grid)
+    left, bottom, right, top = covered
+    if left < right and bottom < top:
+        burn(out, to_grid(np.array([need("shapely", "labels").box(*covered)]), box, crs, grid), np.zeros(1, np.int64), grid)
 
 
 def _tags(row: Mapping[str, object]) -> dict[str, str]:

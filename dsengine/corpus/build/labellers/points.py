@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 import sys
 from array import array
 from collections.abc import Iterator, Mapping
@@ -106,7 +107,7 @@ def _layer(path: Path, given: Options) -> Layer:
     if misplaced := [key for key in ("x", "y") if key in given.given]:
         raise UsageError(f"--label {given.label}: {misplaced[0]}= is for CSV; {path} has geometries")
     layer = open_layer(path, label=given.label, layer=given.text("layer"), crs=given.text("crs"))
-    if layer.geometry not in ("Point", "MultiPoint", "Point Z", "MultiPoint Z", "2.5D Point", "2.5D MultiPoint"):
+    if not re.search(r"\b(Multi)?Point\b", layer.geometry):
         raise UsageError(f"--label {given.label}: {path} layer {layer.name} holds {layer.geometry}; legal: points, or kind vector")
     if (column := given.text("column")) is not None:
         one_column(layer, column, label=given.label)

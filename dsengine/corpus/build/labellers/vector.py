@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from dsengine.corpus.build.labellers._base import Labeller, Options, fitting_dtype, unused_value
-from dsengine.corpus.build.labellers._layers import Layer, distinct, one_column, open_layer
+from dsengine.corpus.build.labellers._layers import Layer, distinct, may_cover, one_column, open_layer
 from dsengine.corpus.build.labellers._shapes import ShapeLabeller, class_key
 from dsengine.corpus.build.labellers._tables import find_table
 from dsengine.corpus.schema import LabelSpec
@@ -24,12 +24,12 @@ OPTIONS = {
 
 
 def labeller(name: str, path: Path, options: Mapping[str, str]) -> Labeller:
-    """Numbers stand for themselves and texts are numbered from 1 in alphabetical order, unless `classes` says otherwise."""
+    """Numbers from 0 to 65535 stand for themselves; other numbers and texts are numbered from 1 in their order, unless `classes` says otherwise."""
     given = Options(name, options)
     layer = open_layer(path, label=name, layer=given.text("layer"), crs=given.text("crs"))
     column = _column(layer, given)
     buffer_m = given.number("buffer", 0.0, low=0)
-    if "Polygon" not in layer.geometry and layer.geometry not in ("Unknown", "GeometryCollection") and not buffer_m:
+    if not (may_cover(layer) or buffer_m):
         raise UsageError(f"--label {name}: {path} layer {layer.name} holds {layer.geometry}, which covers no pixel; give buffer=METRES")
     found = distinct(layer, column)
     if not found:
@@ -60,13 +60,16 @@ def _column(layer: Layer, given: Options) -> str:
 
 def _classes(found: list[Any], given: Options, *, where: str, strict: bool) -> tuple[dict[int, str], dict[str, int]]:
     """(value -> name, key of the column -> value)."""
+    keys = [class_key(value) for value in found]
     if given.text("classes") is None:
-        numbers = found if isinstance(found[0], int) else range(1, len(found) + 1)
+        small = isinstance(found[0], int) and 0 <= found[0] and found[-1] <= 65535
+        numbers = found if small else range(1, len(found) + 1)
         names = [f"class {value}" if isinstance(value, int) else value for value in found]
-        return dict(zip(numbers, names, strict=True)), {class_key(text): value for text, value in zip(found, numbers, strict=True)}
+        return dict(zip(numbers, names, strict=True)), dict(zip(keys, numbers, strict=True))
     classes, _ = find_table(given.text("classes"), given.label)
-    # A text column is matched by name, a number by value.
-    values = {str(value): value for value in classes} if isinstance(found[0], int) else {name: value for value, name in classes.items()}
-    if strict and (unknown := [class_key(value) for value in found if class_key(value) not in values]):
+    by_value, by_name = {str(value): value for value in classes}, {name: value for value, name in classes.items()}
+    # A code that is no label value, such as 3301010101, stands in the table as the name of its class.
+    values = max((by_name, by_value), key=lambda table: len(table.keys() & set(keys)))
+    if strict and (unknown := [key for key in keys if key not in values]):
         raise UsageError(f"--label {given.label}: {where} holds {', '.join(unknown[:5])}; legal: {', '.join(values)}; others=ignore leaves them out")
     return classes, values
