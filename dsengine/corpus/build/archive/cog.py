@@ -19,12 +19,14 @@ from rasterio.warp import reproject, transform_bounds
 from rasterio.windows import Window
 
 from dsengine.corpus.build.archive.http import Broken, Http, Refused, Reply
+from dsengine.corpus.build.archive.tiff import outlying
 from dsengine.corpus.build.plan import Grid
 from dsengine.corpus.build.utm import bounds
 
 HEADER_BYTES = 1 << 16  # the header of a COG of a whole Sentinel-2 tile takes about 20 kB
-MAX_HEADER_BYTES = 1 << 22
+MAX_HEADER_BYTES = 1 << 22  # in one field: the table of 500,000 blocks
 MAX_WINDOW_BYTES = 1 << 28  # of blocks for one window
+MAX_FILE_BYTES = 1 << 40  # what a server may say a file has
 MAX_PIXELS = 1 << 24  # of a source window that is to be warped
 _GAP = 1 << 15  # two ranges closer than this are fetched as one
 _MARGIN = 3  # source pixels around a window that is warped: what bilinear interpolation reaches
@@ -38,14 +40,15 @@ class RemoteRaster:
         self._http, self._locate = http, locate
         self._url = locate(False)
         self._fd = os.memfd_create("cog", os.MFD_CLOEXEC)
-        self._size, self._header = 0, 0
+        self._size = 0
         self._fetched: list[tuple[int, int]] = []
         self._opened = ExitStack()
 
     def __enter__(self) -> "RemoteRaster":
         try:
             self._get(0, HEADER_BYTES)
-            self._header = HEADER_BYTES
+            for start, length in outlying(self._peek):
+                self._peek(start, length)
             self._open()
         except BaseException:
             self.__exit__()
@@ -58,12 +61,12 @@ class RemoteRaster:
 
     def window(self, window: Window) -> np.ndarray:
         """(H, W) numbers of band 1 in a window that lies within the raster. Refused when its data is damaged."""
-        if self._header < self._size:
-            missing = self._ranges(window)
-            if sum(length for _, length in missing) > MAX_WINDOW_BYTES:
-                raise Refused(f"a window of {window.height} x {window.width} pixels needs more than {MAX_WINDOW_BYTES >> 20} MiB")
-            for start, length in missing:
-                self._get(start, length)
+        missing = self._ranges(window)
+        if sum(length for _, length in missing) > MAX_WINDOW_BYTES:
+            raise Refused(f"a window of {window.height} x {window.width} pixels needs more than {MAX_WINDOW_BYTES >> 20} MiB")
+        for start, length in missing:
+            self._get(start, length)
+        if missing:
             self._open()
         with self._readable():
             return self.file.read(1, window=window)
@@ -74,6 +77,9 @@ class RemoteRaster:
         with self._readable():
             self._opened.enter_context(rasterio.Env(GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"))
             self.file = self._opened.enter_context(rasterio.open(f"/proc/self/fd/{self._fd}", driver="GTiff"))
+        (height, width), size = self.file.block_shapes[0], np.dtype(self.file.dtypes[0]).itemsize
+        if height * width * size * self.file.count > MAX_WINDOW_BYTES:  # GDAL would take the memory for a whole block
+            raise Refused(f"its blocks of {height} x {width} pixels are too large to be read")
 
     @contextmanager
     def _readable(self) -> Iterator[None]:
@@ -83,27 +89,38 @@ class RemoteRaster:
             raise Refused(f"cannot be read as a GeoTIFF: {str(error).replace(f'/proc/self/fd/{self._fd}', 'it')}") from None
 
     def _ranges(self, window: Window) -> list[tuple[int, int]]:
-        """(offset, length) of the blocks in a window, close ones merged; the header grows until it holds the table of blocks."""
-        blocks = list(self._blocks(window))
-        while any(block is None for block in blocks) and self._header < min(self._size, MAX_HEADER_BYTES):
-            self._get(self._header, 3 * self._header)
-            self._header *= 4
-            self._open()
-            blocks = list(self._blocks(window))
+        """(offset, length) of the blocks in a window that are not there yet, close ones merged."""
+        blocks = [block for block in self._blocks(window) if not self._has(*block)]
         merged: list[tuple[int, int]] = []
-        for start, length in sorted(block for block in blocks if block):  # a block still without an offset is empty, by TIFF's rules
+        for start, length in sorted(blocks):
             if merged and start <= sum(merged[-1]) + _GAP:
                 merged[-1] = (merged[-1][0], max(sum(merged[-1]), start + length) - merged[-1][0])
             else:
                 merged.append((start, length))
-        return [(start, length) for start, length in merged if not any(a <= start and start + length <= a + n for a, n in self._fetched)]
+        return merged
 
-    def _blocks(self, window: Window) -> Iterator[tuple[int, int] | None]:
+    def _has(self, start: int, length: int) -> bool:
+        return any(begin <= start and start + length <= begin + size for begin, size in self._fetched)
+
+    def _peek(self, start: int, length: int) -> bytes:
+        """Bytes of the header, fetched where they lie far from the first ones."""
+        if length > MAX_HEADER_BYTES:
+            raise Refused(f"cannot be read as a GeoTIFF: {length} bytes in one field of its header")
+        if not self._has(start, length):
+            self._get(start, max(length, _GAP))
+        data = os.pread(self._fd, length, start)
+        if len(data) < length:
+            raise Refused("cannot be read as a GeoTIFF: its header points beyond its end")
+        return data
+
+    def _blocks(self, window: Window) -> Iterator[tuple[int, int]]:
+        """(offset, length) of each block that a window touches; a block without an offset is empty, by TIFF's rules."""
         height, width = self.file.block_shapes[0]
         for row in range(window.row_off // height, (window.row_off + window.height - 1) // height + 1):
             for column in range(window.col_off // width, (window.col_off + window.width - 1) // width + 1):
                 found = [self.file.get_tag_item(f"BLOCK_{what}_{column}_{row}", "TIFF", bidx=1) for what in ("OFFSET", "SIZE")]
-                yield (int(found[0]), int(found[1])) if all(found) else None
+                if all(found):
+                    yield int(found[0]), int(found[1])
 
     def _get(self, start: int, length: int) -> None:
         """Fetch a range into place; the end of the file may cut it short. A URL that is no longer allowed is signed anew, once."""
@@ -132,6 +149,8 @@ def _ranged(reply: Reply, start: int, length: int) -> tuple[bytes, int]:
     if reply.status != 206 or match is None:
         raise Refused("the server does not serve ranges of bytes")
     first, last, size = (int(group) for group in match.groups())
+    if size > MAX_FILE_BYTES:
+        raise Refused(f"a file of {size} bytes")
     if first != start or last != min(start + length, size) - 1 or len(reply.body) != last - first + 1:
         raise Broken(f"bytes {first}-{last} ({len(reply.body)}) in place of {start}-{min(start + length, size) - 1}")
     return reply.body, size
