@@ -51,6 +51,8 @@ def verify_path(path: Place, *, progress: Progress | None = None) -> Verified:
     unlike = _unlike(path)
     try:
         corpus = open_corpus(path, checked=False)
+        if isinstance(corpus, SeriesCorpus):
+            dict(corpus.index)  # read now, as that of patches is when they are opened
     except (UsageError, RunError) as error:
         if not unlike and isinstance(error, UsageError):
             raise
