@@ -13,7 +13,7 @@ import zarr
 from dsengine.corpus import sanity
 from dsengine.corpus import where as condition
 from dsengine.corpus.manifest import differences
-from dsengine.corpus.schema import INDEX_DTYPES, OPTIONAL_COLUMNS, SPLITS, VERSION, Band, Contract
+from dsengine.corpus.schema import INDEX_DTYPES, OPTIONAL_COLUMNS, SPLITS, VERSION, Band, Contract, check_name
 from dsengine.corpus.seal import REMOVE
 from dsengine.corpus.series import SeriesCorpus
 from dsengine.corpus.series_schema import KINDS
@@ -63,8 +63,8 @@ class Corpus:
         for name, array in self.arrays.items():
             sanity.check_image(array, [b for b in self.bands if b.array == name], num_patches=num_patches, patch_size=self.patch_size,
                                file=path / name / "zarr.json")
-        for name, array in columns.items():
-            sanity.check_column(array, name, num_rows=num_patches, storage=self.storage)
+        for name in sorted(columns, key=lambda name: name != "id"):
+            sanity.check_column(columns[name], name, num_rows=num_patches, storage=self.storage)
         for name, array in labels.items():
             sanity.check_label(array, num_patches=num_patches, patch_size=self.patch_size, file=path / "labels" / name / "zarr.json")
         self.index = Index(*(_standard_column(columns, name, num_patches, path) for name in Index._fields))
@@ -172,7 +172,7 @@ def _arrays(group: zarr.Group, folder: str, path: Path | Url) -> dict[str, zarr.
     except sanity.DAMAGE as error:
         raise RunError(f"{path / folder}: damaged metadata ({error})") from error
     for name in found:
-        sanity.check_name(name, f"{path / folder}: array")
+        check_name(name, f"{path / folder}: array")
     return found
 
 

@@ -6,27 +6,22 @@ from pathlib import Path
 
 import numpy as np
 import zarr
+from numcodecs import zstd
 from zarr.codecs import ShardingCodec
 
 from dsengine.corpus.frames import chain, check_declared
-from dsengine.corpus.schema import INDEX_DTYPES, LABEL_KINDS, Band
+from dsengine.corpus.schema import INDEX_DTYPES, LABEL_KINDS, Band, check_name
 from dsengine.corpus.storage import Storage, Url
 from dsengine.errors import RunError, UsageError
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")
 MAX_PATCH_BYTES = 256 << 20  # decoded patch of one array; 14 bands of 3000 x 3000 pixels
 MAX_SHARD_PATCHES = 1 << 20
+MAX_FILES = 1 << 22  # of one array; 268 million patches
 MAX_CLASSES = 65536
 MAX_CHUNK_BYTES = 1 << 30  # decoded chunk of an index column or label vector
-MAX_TEXT_BYTES = 4096  # of one value of a text column, on average
+MAX_TEXT_BYTES = 1024  # of one value of a text column, on average
 DAMAGE = (KeyError, TypeError, AttributeError, ValueError, ArithmeticError, RecursionError, NotImplementedError)  # what zarr-python raises on metadata
 MAX_RATIO = 2000  # rows that a stored column may claim, per byte; an id column has 1
-
-
-def check_name(name: object, what: str) -> None:
-    """UsageError unless `name` can be the name of an array: letters, digits, _ . - and no folder."""
-    if not isinstance(name, str) or not NAME.fullmatch(name):
-        raise UsageError(f"{what} {name!r} is not legal: letters, digits, _ . -, not beginning with a dot or -, and no folder")
 
 
 def check_bands(bands: Sequence[Band], patch_size: int, path: Path | Url) -> None:
@@ -84,8 +79,19 @@ def check_array(array: zarr.Array, file: Path | Url) -> None:
     _check_chunk(array, file, MAX_CHUNK_BYTES)
 
 
+def check_rows(array: zarr.Array, *, num_rows: int, file: Path | Url) -> None:
+    """RunError when the values, times or labels of series or pixels are not a row each, or a row or chunk is too large."""
+    _check(array.ndim >= 1 and array.shape[0] == num_rows, file, f"shape {array.shape}, the root says {num_rows} rows")
+    size = int(np.prod([int(n) for n in array.shape[1:]], dtype=object)) * array.dtype.itemsize
+    _check(size <= MAX_PATCH_BYTES, file, f"rows of {size:,} bytes; legal: up to {MAX_PATCH_BYTES:,}")
+    _check_chunk(array, file, MAX_CHUNK_BYTES)
+
+
 def check_column(array: zarr.Array, name: str, *, num_rows: int, storage: Storage) -> None:
-    """RunError when an index column does not have a value a row, or its files say that they become more than that."""
+    """RunError when an index column does not have a value a row, or its files say that they become more than that.
+
+    Check `id` first: it has to be stored, and so bounds the number of rows for all others.
+    """
     file = storage.path / "index" / name / "zarr.json"
     _check(array.shape == (num_rows,), file, f"shape {array.shape}, the root says {(num_rows,)}")
     text = array.dtype.kind in "OTU"
@@ -93,25 +99,42 @@ def check_column(array: zarr.Array, name: str, *, num_rows: int, storage: Storag
         _check(text if INDEX_DTYPES[name] == "str" else array.dtype == INDEX_DTYPES[name], file, f"dtype {array.dtype}, legal: {INDEX_DTYPES[name]}")
     codecs = [codec.to_dict() for codec in array.metadata.codecs]
     try:
-        compressor, _ = chain(codecs)
+        compressor, checked = chain(codecs)
     except ValueError as error:
         raise RunError(f"{file}: {error}") from error
     rows = array.chunks[0]
     limit = rows * (4 + MAX_TEXT_BYTES if text else array.dtype.itemsize) + 4 * text
+    _check(not text or compressor in ("", "zstd"), file, f"strings in {compressor}; legal: zstd")
     _check(rows >= 1 and (text or limit <= MAX_CHUNK_BYTES), file, f"chunks of {rows:,} rows; legal: up to {MAX_CHUNK_BYTES >> 20} MiB")
-    keys = [f"index/{name}/{array.metadata.encode_chunk_key((number,))}" for number in range(-(-num_rows // rows))]
-    stored = sum(storage.concurrently(lambda key: _check_stored(storage, key, compressor, limit), keys))
     if name == "id" and num_rows > 1:  # the id of a single patch is 0, the fill value, and then there is no chunk
+        stored = sum(storage.sizes(f"index/{name}"))
         _check(num_rows <= stored * MAX_RATIO, file, f"{num_rows:,} rows in {stored:,} bytes")
+    keys = [f"index/{name}/{array.metadata.encode_chunk_key((number,))}" for number in range(-(-num_rows // rows))]
+    storage.concurrently(lambda key: _check_stored(storage, key, compressor, limit), keys)
+    if text:
+        storage.concurrently(lambda key: _check_text(storage, key, compressor, checked, rows), keys)
 
 
-def _check_stored(storage: Storage, key: str, compressor: str, limit: int) -> int:
-    """Stored bytes of a chunk whose header states at most `limit`; 0 where it is absent."""
+def _check_text(storage: Storage, key: str, compressor: str, checked: bool, rows: int) -> None:
+    """RunError when a chunk of strings says that it has another number of them: the decoder allocates as many."""
+    try:
+        body = storage.get(key)
+        content = zstd.decompress(body[:-4] if checked else body) if compressor == "zstd" else body
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RuntimeError) as error:
+        raise RunError(f"{storage.path / key}: damaged column ({error})") from error
+    count = int.from_bytes(content[:4], "little")
+    _check(count == rows, storage.path / key, f"{count:,} strings, the chunk has {rows:,}")
+
+
+def _check_stored(storage: Storage, key: str, compressor: str, limit: int) -> None:
+    """RunError when a chunk's header states more than `limit` bytes; an absent chunk is all fill value."""
     try:
         head = storage.get_range(key, start=0, size=32)
         size = storage.get_tail(key, size=1)[1]
     except FileNotFoundError:
-        return 0
+        return
     except OSError as error:
         raise RunError(f"{storage.path / key}: {error.strerror}") from error
     _check(size <= limit + 1024, storage.path / key, f"{size:,} bytes, at most {limit:,} belong here")
@@ -119,7 +142,6 @@ def _check_stored(storage: Storage, key: str, compressor: str, limit: int) -> in
         check_declared(compressor, head if compressor else b"", limit)
     except ValueError as error:
         raise RunError(f"{storage.path / key}: damaged column ({error})") from error
-    return size
 
 
 def _check_chunk(array: zarr.Array, file: Path | Url, limit: int) -> None:
@@ -127,6 +149,8 @@ def _check_chunk(array: zarr.Array, file: Path | Url, limit: int) -> None:
     codec = array.metadata.codecs[0]
     shape = codec.chunk_shape if isinstance(codec, ShardingCodec) else array.chunks
     size = int(np.prod([int(n) for n in shape], dtype=object)) * array.dtype.itemsize
+    files = int(np.prod([-(-n // c) for n, c in zip(array.shape, array.metadata.chunk_grid.chunk_shape, strict=True)], dtype=object))
+    _check(files <= MAX_FILES, file, f"shape {array.shape} in {files:,} files; legal: up to {MAX_FILES:,}")
     _check(size <= limit, file, f"chunks of {shape} {array.dtype}, {size:,} bytes; legal: up to {limit:,}")
     if isinstance(codec, ShardingCodec):
         slots = int(np.prod([whole // part for whole, part in zip(array.metadata.chunk_grid.chunk_shape, shape, strict=True)], dtype=object))

@@ -4,6 +4,7 @@ A corpus is a Zarr v3 group. `docs/corpus.md` shows the layout; every reader goe
 (`Band`), so nothing assumes that a sensor is one array or that all bands share one ground resolution.
 """
 
+import re
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +29,15 @@ INDEX_DTYPES = {
     "cloud_fraction": "float32", "source": "str", "shift_y": "float32", "shift_x": "float32", "quarantine": "uint8",
 }
 OPTIONAL_COLUMNS = {"shift_y": np.nan, "shift_x": np.nan, "quarantine": 0}  # value where an older corpus has no such column
+
+
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")  # of an array or label: it becomes a folder
+
+
+def check_name(name: object, what: str) -> None:
+    """UsageError unless `name` can be the name of an array: letters, digits, _ . - and no folder."""
+    if not isinstance(name, str) or not NAME.fullmatch(name):
+        raise UsageError(f"{what} {name!r} is not legal: letters, digits, _ . -, not beginning with a dot or -, and no folder")
 
 
 class Band(NamedTuple):
@@ -64,6 +74,7 @@ class LabelSpec:
     dtype: str = "uint8"
 
     def __post_init__(self) -> None:
+        check_name(self.name, "label")
         if self.kind not in LABEL_KINDS:
             raise UsageError(f"label {self.name}: kind={self.kind!r} is not legal: {', '.join(LABEL_KINDS)}")
 
@@ -81,6 +92,7 @@ class Layout:
 
     def __post_init__(self) -> None:
         for array in self.arrays:
+            check_name(array.name, "array")
             if self.patch_size % array.factor:
                 raise UsageError(f"patch size {self.patch_size} is not a multiple of {array.factor}, the factor of array {array.name}")
 

@@ -8,8 +8,10 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 import zarr
 
+from dsengine.corpus import sanity
 from dsengine.corpus import where as condition
-from dsengine.corpus.schema import SPLITS, Band, Contract
+from dsengine.corpus.schema import SPLITS, Band, Contract, check_name
+from dsengine.corpus.storage import storage_at
 from dsengine.errors import RunError, UsageError
 
 
@@ -22,24 +24,24 @@ class Series(NamedTuple):
 
 
 class Columns(Mapping[str, np.ndarray]):
-    """Index columns by name, read on first use and kept."""
+    """Index columns by name, read on first use and kept; `arrays` are the same as zarr arrays."""
 
     def __init__(self, group: zarr.Group, folder: Path) -> None:
         self._folder = folder
-        self._arrays = {name: group[name] for name in sorted(group.array_keys())}
+        self.arrays = dict(sorted(group.arrays()))
         self._loaded: dict[str, np.ndarray] = {}
 
     def __getitem__(self, name: str) -> np.ndarray:
         if name not in self._loaded:
-            column = read_rows(self._arrays[name], slice(None), self._folder / name)
+            column = read_rows(self.arrays[name], slice(None), self._folder / name)
             self._loaded[name] = column.astype(object) if column.dtype.kind == "T" else column
         return self._loaded[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._arrays)
+        return iter(self.arrays)
 
     def __len__(self) -> int:
-        return len(self._arrays)
+        return len(self.arrays)
 
 
 class SeriesCorpus:
@@ -52,6 +54,8 @@ class SeriesCorpus:
         self.attributes: dict[str, Any] = dict(described)
         self.bands = tuple(Band(**band) for band in described["bands"])
         self.sensors = tuple(dict.fromkeys(band.sensor for band in self.bands))
+        for sensor in self.sensors:
+            check_name(sensor, f"{path}: the band table: sensor")
         self.values = self._members(group, self.kind)  # of either kind: sensor -> (P, T, C) or (M, C)
         self.series: Mapping[str, zarr.Array] = self.values if self.kind == "series" else MappingProxyType({})
         self.pixels: Mapping[str, zarr.Array] = self.values if self.kind == "pixels" else MappingProxyType({})
@@ -60,6 +64,7 @@ class SeriesCorpus:
         self.index = Columns(group["index"], path / "index")
         names = sorted(group["labels"].array_keys()) if "labels" in group else []
         self.labels: Mapping[str, zarr.Array] = MappingProxyType({name: group[f"labels/{name}"] for name in names})
+        self._check()
 
     def __len__(self) -> int:
         return int(self.attributes["num_rows"])
@@ -104,6 +109,16 @@ class SeriesCorpus:
         whole = lambda key: tuple(a[key] for _, a in attrs)  # noqa: E731
         return Contract(bands=bands, units=whole("units"), scale=whole("scale_factor"), offset=whole("add_offset"), mean=column("mean"),
                         std=column("std"), nodata=attrs[0][1]["nodata"], patch_size=1, resolution_m=min(whole("resolution_m")))
+
+    def _check(self) -> None:
+        """RunError when an array is not what the root says, or too large to be that."""
+        storage = storage_at(self.path)
+        for name in sorted(self.index.arrays, key=lambda name: name != "id"):
+            sanity.check_column(self.index.arrays[name], name, num_rows=len(self), storage=storage)
+        for folder, arrays in ((self.kind, self.values), ("time", self.time), ("valid", self.valid), ("labels", self.labels)):
+            for name, array in arrays.items():
+                rows = 1 if folder == "time" and array.shape[0] == 1 else len(self)
+                sanity.check_rows(array, num_rows=rows, file=self.path / folder / name / "zarr.json")
 
     def _no_patches(self) -> NoReturn:
         raise UsageError(f"{self.path} holds {self.kind}, not image patches; legal here: a corpus of patches")
