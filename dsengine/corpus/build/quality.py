@@ -3,13 +3,14 @@
 Both go into index columns that a condition can ask for (`corpus.where`): `cloud`, `shift`. A value that the source gave stays.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dsengine.corpus.build.clouds import can_tell, cloud_fraction
+from dsengine.corpus.build.clouds import NEEDED, can_tell, cloud_fraction
 from dsengine.corpus.build.coregistration import shift_of
 from dsengine.corpus.build.plan import Plan
 from dsengine.corpus.build.writer import Block
@@ -37,30 +38,34 @@ class Quality:
     """The step: measures what the index columns of a block leave open."""
 
     bands: tuple[Band, ...]
+    clouds: bool = True  # whether the thresholds of clouds fit what is stored
 
     def __call__(self, block: Block) -> Block:
         count = len(next(iter(block.arrays.values())))
         known = {name: np.broadcast_to(np.asarray(block.index.get(name, np.nan), np.float32), (count,)) for name in COLUMNS}
-        found = measure(block.arrays, self.bands, known)
+        found = measure(block.arrays, self.bands, known, clouds=self.clouds)
         return block._replace(index={**block.index, **found._asdict()})
 
 
 def with_quality(plan: Plan) -> Plan:
     """The plan with the step, where its bands allow any of it."""
     bands = plan.layout.bands()
-    if not _measurable(bands):
+    clouds = _can_tell(bands, {spec.name: spec.scale_factor for spec in plan.layout.arrays})
+    if not (clouds or _pair(bands)):
         return plan
-    return replace(plan.then(Quality(bands)), made_by={**plan.made_by, "quality": METHOD})
+    return replace(plan.then(Quality(bands, clouds)), made_by={**plan.made_by, "quality": METHOD})
 
 
-def measure(arrays: Mapping[str, np.ndarray], bands: Sequence[Band], known: Mapping[str, np.ndarray]) -> Measured:
+def measure(arrays: Mapping[str, np.ndarray], bands: Sequence[Band], known: Mapping[str, np.ndarray], *,
+            clouds: bool = True) -> Measured:
     """What the patches of `arrays` (name -> (n, C, h, w) int16 as stored) show; where `known` has a value, that.
 
-    The same patches give the same figures in any block and process. Shifts are in pixels of the finest grid.
+    The same patches give the same figures in any block and process. Shifts are in pixels of the finest grid. `clouds`: the bands and units are
+    those that `build.clouds` can tell clouds by.
     """
     cloud, y, x = (np.array(known[name], np.float32) for name in COLUMNS)
-    if can_tell(optical := _optical(bands)) and np.isnan(cloud).any():
-        cloud = np.where(np.isnan(cloud), cloud_fraction(arrays, optical), cloud)
+    if clouds and np.isnan(cloud).any():
+        cloud = np.where(np.isnan(cloud), cloud_fraction(arrays, _optical(bands)), cloud)
     if pair := _pair(bands):
         red, radar = pair
         channels = [band.channel for band in radar]
@@ -77,17 +82,18 @@ def measure_corpus(corpus: "Corpus", *, again: bool = False, progress: Callable[
     """
     from dsengine.corpus.columns import write_columns
 
-    anew = _measurable(corpus.bands) if again else ()
+    clouds = _can_tell(corpus.bands, {name: array.attrs["scale_factor"] for name, array in corpus.arrays.items()})
+    anew = [name for name in COLUMNS if again and (clouds if name == "cloud_fraction" else _pair(corpus.bands))]
     parts = []
     for start in range(0, len(corpus), SHARD_PATCHES):
         rows = slice(start, min(start + SHARD_PATCHES, len(corpus)))
         known = {name: getattr(corpus.index, name)[rows] for name in COLUMNS}
         known.update((name, np.full(rows.stop - start, np.nan)) for name in anew)
-        parts.append(measure(_read(corpus, rows), corpus.bands, known))
+        parts.append(measure(_read(corpus, rows), corpus.bands, known, clouds=clouds))
         if progress:
             progress(rows.stop, len(corpus))
     found = Measured(*(np.concatenate(column) for column in zip(*parts, strict=True)))
-    write_columns(corpus, found._asdict())
+    write_columns(corpus, found._asdict(), root={"made_by": {**corpus.attributes["made_by"], "quality": METHOD}})
     return found
 
 
@@ -99,9 +105,10 @@ def _read(corpus: "Corpus", rows: slice) -> dict[str, np.ndarray]:
                        f"`dsengine corpus verify {corpus.path}` names the patch") from error
 
 
-def _measurable(bands: Sequence[Band]) -> tuple[str, ...]:
-    cloud, shift = can_tell(_optical(bands)), _pair(bands) is not None
-    return tuple(name for name in COLUMNS if (cloud if name == "cloud_fraction" else shift))
+def _can_tell(bands: Sequence[Band], scale_factors: Mapping[str, float]) -> bool:
+    """Whether the bands are there by which clouds are told, and all hold reflectance x 10000."""
+    optical = _optical(bands)
+    return can_tell(optical) and all(math.isclose(scale_factors[optical[name].array], 1e-4) for name in NEEDED)
 
 
 def _optical(bands: Sequence[Band]) -> dict[str, Band]:
