@@ -56,12 +56,11 @@ def codes_at(polygons: tuple[np.ndarray, np.ndarray], x: np.ndarray, y: np.ndarr
 
 
 def edge_distance(polygons: tuple[np.ndarray, np.ndarray], x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Metres from each point to the nearest edge of any polygon."""
-    edges = shapely.boundary(polygons[0])
-    nearest, distance = shapely.STRtree(edges).query_nearest(shapely.points(x.ravel(), y.ravel()), return_distance=True, all_matches=False)
-    found = np.full(x.size, np.nan)
-    found[nearest[0]] = distance
-    return found.reshape(x.shape)
+    """Metres from each point to the nearest edge of any polygon, right up to 500."""
+    near = shapely.clip_by_rect(shapely.boundary(polygons[0]), x.min() - 500, y.min() - 500, x.max() + 500, y.max() + 500)
+    edges = shapely.union_all(near[~shapely.is_empty(near)])
+    shapely.prepare(edges)
+    return shapely.distance(edges, shapely.points(x, y))
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: str(grid.epsg))
@@ -70,8 +69,9 @@ def test_a_pixel_has_the_code_of_the_polygon_that_its_centre_lies_in(corine_file
     expected, label = codes_at(polygons, x, y), polygon_label(corine_files, grid)
     assert label.dtype == np.uint16 and len(np.unique(expected)) >= 5
     wrong = label != expected
-    assert (edge_distance(polygons, x, y)[wrong] < 0.02).all(), f"{wrong.sum()} pixels"  # 2 cm: GDAL works in floats of pixels
     assert wrong.mean() < 1e-3
+    if wrong.any():  # 2 cm: GDAL works in floats of pixels
+        assert (edge_distance(polygons, x[wrong], y[wrong]) < 0.02).all()
 
 
 @pytest.mark.parametrize("grid", GRIDS, ids=lambda grid: str(grid.epsg))
