@@ -1,6 +1,7 @@
 """Source denethor on a small tile in both published layouts: every value against numpy indexing of what was written."""
 
 import argparse
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from dsengine.corpus.build.pair_test import pair_test
 from dsengine.corpus.commands import add_parser
 from dsengine.corpus.schema import S2_BANDS
 from dsengine.corpus.series import SeriesCorpus
+from dsengine.corpus.sources import denethor
 
 from . import tree
 
@@ -149,7 +151,8 @@ def test_both_layouts_and_any_number_of_processes_give_the_same_values(made: tre
 
 
 def test_another_seed_draws_other_pixels_and_the_same_seed_the_same(root: Path, tmp_path: Path) -> None:
-    drawn = [build(root, tmp_path / name, "--set", "points", "--pixels", "20", "--seed", seed).index for name, seed in (("a", "0"), ("b", "0"), ("c", "1"))]
+    drawn = [build(root, tmp_path / name, "--set", "points", "--pixels", "20", "--seed", seed).index
+             for name, seed in (("a", "0"), ("b", "0"), ("c", "1"))]
     assert (drawn[0]["row"] == drawn[1]["row"]).all() and (drawn[0]["column"] == drawn[1]["column"]).all()
     assert (drawn[0]["row"] != drawn[2]["row"]).any()
 
@@ -177,3 +180,20 @@ def test_pairs_that_are_built_pass_the_pairing_test(root: Path, tmp_path: Path) 
     assert result.paired and result.correlation > 0.8
     rolled = pair_test([(s2, np.roll(planet, 7, axis=0))], S2_BANDS, ("blue", "green", "red", "nir"))
     assert not rolled.paired
+
+
+def test_cuts_are_pure_and_travel_to_other_processes(root: Path, tmp_path: Path) -> None:
+    for number, flags in enumerate((("points", "--pixels", "20"), ("times", "--pixels", "30"), ("crops", "--per-class", "20,10", "--with-planet"))):
+        parser = argparse.ArgumentParser()
+        denethor.add_arguments(parser)
+        args = parser.parse_args(["--root", str(root), "--set", *flags])
+        args.seed, args.out = 0, tmp_path / str(number)
+        plan = denethor.plan(args)
+        plan.prepare()
+        whole, cut = plan.cut(range(10, 30)), pickle.loads(pickle.dumps(plan.cut))
+        parts = [cut(range(10, 23)), cut(range(23, 30))]
+        for sensor, values in whole.arrays.items():
+            np.testing.assert_array_equal(values, np.concatenate([part.arrays[sensor] for part in parts]))
+        for name, column in whole.index.items():
+            np.testing.assert_array_equal(column, np.concatenate([part.index[name] for part in parts]))
+        np.testing.assert_array_equal(whole.labels["crop"], np.concatenate([part.labels["crop"] for part in parts]))

@@ -72,7 +72,8 @@ def plain(path: Path) -> Npy:
         found = header(file, str(path))
         size = os.fstat(file.fileno()).st_size
     if size != found.offset + found.nbytes:
-        raise UsageError(f"{path} declares {found.shape} {found.dtype}, {found.nbytes} bytes, but holds {size - found.offset}; legal: a complete file")
+        raise UsageError(f"{path} declares {found.shape} {found.dtype}, {found.nbytes} bytes, but holds {size - found.offset}; "
+                         "legal: a complete file")
     return found
 
 

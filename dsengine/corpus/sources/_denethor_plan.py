@@ -80,7 +80,8 @@ class _Setting(NamedTuple):
 def _points(setting: _Setting, count: int) -> SeriesPlan:
     steps, without = same_days(setting.tile)
     if not steps:
-        raise UsageError(f"{setting.tile.pack.path}: no Sentinel-2 step has a Planet image of its day; legal: a tile with timestamp.pkl, or --s2-dates FILE")
+        raise UsageError(f"{setting.tile.pack.path}: no Sentinel-2 step has a Planet image of its day; legal: a tile with timestamp.pkl, "
+                         "or --s2-dates FILE")
     pool = setting.pixels.of(setting.part == 0)
     if count > len(pool.pixel):
         raise UsageError(f"--pixels {count}: the pretraining fields have {len(pool.pixel)} pixels; legal: 1 to {len(pool.pixel)}")
@@ -195,6 +196,6 @@ def _planet_scale(tile: _denethor_tile.Tile, given: str) -> float:
     expected = tuple(round(side * _planet.RATIO) for side in tile.bands.shape[1:3])
     shift = np.abs(np.subtract(bounds, tile.box[:4])).max()
     if crs is None or crs.to_epsg() != tile.box.epsg or shape != expected or count != len(_planet.PLANET_BANDS) or shift > 1.5:
-        raise UsageError(f"{path}: {count} bands of {shape}, {crs}, off the Sentinel-2 grid by {shift:g} m; legal: {len(_planet.PLANET_BANDS)} bands of "
-                         f"{expected}, EPSG:{tile.box.epsg}, at most 1.5 m off")
+        raise UsageError(f"{path}: {count} bands of {shape}, {crs}, off the Sentinel-2 grid by {shift:g} m; "
+                         f"legal: {len(_planet.PLANET_BANDS)} bands of {expected}, EPSG:{tile.box.epsg}, at most 1.5 m off")
     return _planet.decided_scale(given, values.astype(np.float64), "--planet-scale")

@@ -90,7 +90,8 @@ def _dated(files: list[Path], *, key: Callable[[Path], str], where: Path) -> tup
         except ValueError:
             day = UNKNOWN_TIME
         if day == UNKNOWN_TIME or day in days:
-            raise UsageError(f"{path}: {'a second file for its day' if day in days else 'no date in its name'}; legal: one file a day, named by its date")
+            wrong = "a second file for its day" if day in days else "no date in its name"
+            raise UsageError(f"{path}: {wrong}; legal: one file a day, named by its date")
         days[day] = str(path)
     if not days:
         raise UsageError(f"{where}: no Planet file in it; legal: a file a day, as published")

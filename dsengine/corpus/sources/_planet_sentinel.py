@@ -147,7 +147,8 @@ def _over_time(x: np.ndarray, ndim: int) -> np.ndarray:
 
 def _scrambled(result: PairTest) -> str:
     by_band = ", ".join(f"{name} {value:.2f}" for name, value in result.by_band.items())
-    return f"Sentinel-2 and Planet do not see the same places: correlation {result.correlation:.2f} ({by_band}) over {result.num_runs} runs of {RUN_ROWS} rows"
+    return (f"Sentinel-2 and Planet do not see the same places: correlation {result.correlation:.2f} ({by_band}) "
+            f"over {result.num_runs} runs of {RUN_ROWS} rows")
 
 
 def _unknown(steps: int) -> tuple[int, ...]:

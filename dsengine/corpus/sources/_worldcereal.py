@@ -12,6 +12,7 @@ from dsengine.errors import UsageError
 
 MISSING = 65535
 VALID = "some band has data"
+IMAGERY = {"s2": ("reflectance", 1e-4, "int16"), "s1": ("dB", 0.01, "int16")}
 WEATHER = {"temperature": "K", "precipitation": "mm"}
 TERRAIN = ("elevation", "slope")  # metres, degrees
 # Names of one quantity in the generations of the product; `tsN` is the time step of the wide layout.
@@ -49,8 +50,9 @@ def specs(found: Mapping[tuple[str, str], bool], time: np.ndarray) -> tuple[Seri
         bands = tuple(band for band in order if found.get((sensor, band)))
         if not bands:
             continue
-        units, scale, dtype = {"s2": ("reflectance", 1e-4, "int16"), "s1": ("dB", 0.01, "int16")}.get(sensor, (WEATHER.get(sensor, ""), 1.0, "float32"))
-        made.append(SeriesSpec(sensor=sensor, bands=bands, units=units, scale_factor=scale, dtype=dtype, steps=time.shape[1], time=shared, valid=VALID))
+        units, scale, dtype = IMAGERY.get(sensor, (WEATHER.get(sensor, ""), 1.0, "float32"))
+        made.append(SeriesSpec(sensor=sensor, bands=bands, units=units, scale_factor=scale, dtype=dtype, steps=time.shape[1], time=shared,
+                               valid=VALID))
     if not made:
         raise UsageError("no band of Sentinel-2, Sentinel-1 or weather has data; legal: columns such as S2-L2A-B02, SAR-VV-ts0-20m")
     return tuple(made)
@@ -75,7 +77,8 @@ def step_times(origin: np.datetime64, end: np.datetime64, num_steps: int, what: 
     dekads = np.concatenate([month.astype("M8[D]") + np.array([0, 10, 20]) for month in months])
     dekads = dekads[(dekads >= origin.astype("M8[D]")) & (dekads <= end.astype("M8[D]"))]
     if len(dekads) != num_steps:
-        raise UsageError(f"{what}: {num_steps} time steps between {origin} and {end}; legal: one a month ({len(months)}) or one a dekad ({len(dekads)})")
+        raise UsageError(f"{what}: {num_steps} time steps between {origin} and {end}; "
+                         f"legal: one a month ({len(months)}) or one a dekad ({len(dekads)})")
     return dekads.astype("M8[ns]").astype(np.int64)
 
 

@@ -81,7 +81,8 @@ class _Cut:
                      "place": place}
         index = {name: available[name][part] for name in (*self.columns, "lon", "lat")}
         index.update(split_lon=samples.columns["lon"][place[part]], split_lat=samples.columns["lat"][place[part]])
-        labels = {label.name: _codes(label, samples.columns["ewoc_code" if label.name == "crop" else label.name][part]) for label in self.layout.labels}
+        labels = {label.name: _codes(label, samples.columns["ewoc_code" if label.name == "crop" else label.name][part])
+                  for label in self.layout.labels}
         return SeriesBlock({sensor: values for sensor, (values, _) in made.items()}, index, labels,
                            time={spec.sensor: samples.time[part] for spec in self.layout.arrays},
                            saturated={sensor: cut for sensor, (_, cut) in made.items()})
@@ -114,7 +115,8 @@ def _read(path: str, max_gib: float) -> dict[str, np.ndarray]:
                       if quantity(name) or name in {*KEPT, *TEXT_LABELS, "label_full", "ewoc_code", "lon", "lat", "timestamp"}]
             declared = file.metadata.num_rows * len(wanted) * 8
             if declared > max_gib * 2**30:
-                raise UsageError(f"{path} declares {file.metadata.num_rows} rows, {declared / 2**30:.1f} GiB; legal: at most {max_gib:g} GiB (--max-gib)")
+                raise UsageError(f"{path} declares {file.metadata.num_rows} rows, {declared / 2**30:.1f} GiB; "
+                                 f"legal: at most {max_gib:g} GiB (--max-gib)")
             table = file.read(columns=wanted)
     except (arrow.ArrowException, OSError) as error:
         raise UsageError(f"{path} cannot be read as parquet: {error}") from error
@@ -172,7 +174,8 @@ def _long(table: dict[str, np.ndarray], what: str) -> Samples:
     sample, stamps = sample[order], table["timestamp"][order]
     twice = np.flatnonzero((sample[1:] == sample[:-1]) & (stamps[1:] == stamps[:-1]))
     if twice.size:
-        raise UsageError(f"{what}: sample {keys[sample[twice[0]]]} has two rows for {np.datetime64(int(stamps[twice[0]]), 'ns')}; legal: one row a time")
+        when = np.datetime64(int(stamps[twice[0]]), "ns")
+        raise UsageError(f"{what}: sample {keys[sample[twice[0]]]} has two rows for {when}; legal: one row a time")
     starts = np.searchsorted(sample, np.arange(len(keys)))
     position = np.arange(len(sample)) - starts[sample]
     shape = (len(keys), int(position.max()) + 1)

@@ -27,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--with-planet", action="store_true", help="add the Planet series to --set crops")
     parser.add_argument("--touched", choices=("all", "centre"), default="all",
                         help="a pixel is of a field when it touches it, or when its centre lies in it (default: all, as DENETHOR's own readers)")
-    parser.add_argument("--max-clp", type=float, default=40, metavar="CLP", help="a Sentinel-2 step is valid below this cloud probability, 0-255 (default: 40)")
+    parser.add_argument("--max-clp", type=float, default=40, metavar="CLP",
+                        help="a Sentinel-2 step is valid below this cloud probability, 0-255 (default: 40)")
     parser.add_argument("--s2-dates", type=Path, metavar="FILE", help="acquisition times, one ISO date a line, where the tile has no timestamp.pkl")
     parser.add_argument("--s2-scale", default="auto", metavar="auto|1|0.0001", help="reflectance per Sentinel-2 number (default: auto)")
     parser.add_argument("--planet-scale", default="auto", metavar="auto|1|0.0001", help="reflectance per Planet number (default: auto)")
