@@ -94,10 +94,14 @@ def test_a_window_on_another_grid_is_warped_as_gdal_warps_the_whole_file(
     assert close.mean() > 0.99 and np.array_equal(got == 0, expected == 0)
 
 
-def test_a_coarser_band_is_read_on_its_own_pixels(archive: server.Archive, folder: Path) -> None:
-    """A 10 m file asked for at 20 m is averaged from neighbours; nothing is shifted."""
-    got = _read(archive, "cog", Grid(32613, LEFT + 6000, TOP - 6000, 12, 10.0), resolution_m=20.0)
-    assert got.shape == (6, 6)
+def test_a_finer_raster_than_wanted_is_averaged_and_not_shifted(archive: server.Archive, folder: Path) -> None:
+    """Bilinear at half the resolution weighs four neighbours along each axis by 1, 3, 3, 1."""
+    got = _read(archive, "cog", Grid(32613, LEFT + 6000, TOP - 6000, 60, 10.0), resolution_m=20.0)
+    with rasterio.open(folder / "cog.tif") as file:
+        around = file.read(1, window=Window(599, 599, 62, 62)).astype(float)
+    weights = np.array([1, 3, 3, 1]) / 8
+    windows = np.lib.stride_tricks.sliding_window_view(around, (4, 4))[::2, ::2]
+    assert np.abs(got - np.einsum("yxij,i,j->yx", windows, weights, weights)).max() <= 1
 
 
 def test_an_expired_signature_is_renewed_once(archive: server.Archive) -> None:

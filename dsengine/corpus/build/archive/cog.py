@@ -203,8 +203,10 @@ def _warped(raster: RemoteRaster, crs: CRS, transform: Affine, shape: tuple[int,
         raise Refused(f"its pixels are so small that a patch needs {(x1 - x0) * (y1 - y0)} of them")
     source = raster.window(Window(x0, y0, x1 - x0, y1 - y0))
     corner = Affine(transform.a, transform.b, _apply(transform, x0, y0)[0], transform.d, transform.e, _apply(transform, x0, y0)[1])
+    # GDAL would take the reach of its kernel from the shapes of the two windows, and the margin would blur.
+    scale = {"XSCALE": f"{abs(transform.a / target.a):.9g}", "YSCALE": f"{abs(transform.e / target.e):.9g}"} if crs.is_projected else {}
     reproject(source, out, src_transform=corner, src_crs=crs, dst_transform=target, dst_crs=target_crs,
-              src_nodata=empty, dst_nodata=empty, resampling=RESAMPLING[resampling], num_threads=1)
+              src_nodata=empty, dst_nodata=empty, resampling=RESAMPLING[resampling], num_threads=1, **scale)
     return out
 
 

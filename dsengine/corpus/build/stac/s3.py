@@ -1,4 +1,4 @@
-"""Rasters in an S3 bucket, of any format, read by GDAL: it signs each request with the keys in the AWS_* environment variables.
+"""Rasters in an S3 bucket, GeoTIFF or JPEG 2000, read by GDAL: it signs each request with the keys in the AWS_* environment variables.
 
 Used for archives that hand out s3:// addresses, such as CDSE's JPEG 2000 files.
 """
@@ -25,6 +25,8 @@ class S3Raster:
         parts = urlsplit(url)
         self._url, self._patience, self._opened = url, patience, ExitStack()
         self._path = f"/vsis3/{parts.netloc}{parts.path}"
+        # No driver of GDAL's choice: some formats can name further files to read.
+        self._driver = "JP2OpenJPEG" if parts.path.lower().endswith(".jp2") else "GTiff"
         seconds = f"{patience.timeout_s:g}"
         self._options = {
             **options, "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR", "GDAL_HTTP_MAX_RETRY": str(patience.tries - 1),
@@ -45,7 +47,7 @@ class S3Raster:
     def _open(self) -> None:
         self._opened.close()
         self._opened.enter_context(rasterio.Env(**self._options))
-        self.file = self._opened.enter_context(rasterio.open(self._path))
+        self.file = self._opened.enter_context(rasterio.open(self._path, driver=self._driver))
 
     def _again(self, act: Callable[[], Result]) -> Result:
         """What `act` returns; after a fault the file is opened again. Refused where GDAL says that it is missing or not allowed."""
@@ -64,7 +66,8 @@ class S3Raster:
 
     def _fault(self, text: str) -> Refused | Unreachable:
         lower = text.lower()
-        if any(word in lower for word in ("does not exist", "no such", "403", "404", "accessdenied", "invalid_credentials", "invalidaccesskey",
-                                          "aws_secret_access_key", "signature")):
+        if any(word in lower for word in ("does not exist", "no such", "404")):
+            return Refused(f"{self._url}: {text}", status=404)
+        if any(word in lower for word in ("403", "denied", "credentials", "accesskey", "access_key", "signature")):
             return Refused(f"{self._url}: {text}; keys come from AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY", status=403)
         return Unreachable(f"{self._url}: {text}, after {self._patience.tries} tries")

@@ -47,7 +47,7 @@ class Finder:
             collections=[collection.collection], intersects={"type": "Point", "coordinates": list(utm.centre(grid))},
             datetime=f"{to_iso(window.start)}/{to_iso(window.end)}", limit=PAGE, max_items=MAX_ITEMS)
         found = [scene(item, collection, sensor, max_cloud=self._filters.max_cloud, orbit=self._filters.orbit, s2_offset=self._filters.s2_offset)
-                 for item in _items(search, provider.api)]
+                 for item in _items(search, provider.api) if item.get("collection", collection.collection) == collection.collection]
         return [each for each in found if each is not None]
 
 
