@@ -201,3 +201,20 @@ def test_a_file_that_is_no_table_and_a_map_of_other_codes_are_named(tree: Path, 
 def test_flags_of_the_other_release_are_refused(tree: Path, tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         build(tree, tmp_path / "c", *flags)
+
+
+def test_a_raster_of_huge_internal_tiles_is_refused_before_it_is_read(tree: Path, tmp_path: Path) -> None:
+    path = PATCHES[0].folder(tree, "BigEarthNet-S2") / f"{PATCHES[0].s2}_B08.tif"
+    with rasterio.open(path) as file:
+        profile = file.profile
+    path.unlink()
+    with rasterio.open(path, "w", **{**profile, "tiled": True, "blockxsize": 65536, "blockysize": 65536, "SPARSE_OK": True}):
+        pass
+    with pytest.raises(UsageError, match="_B08.tif has internal tiles of 65536 pixels; legal: up to 4096"):
+        build(tree, tmp_path / "c")
+
+
+def test_a_changed_label_table_does_not_continue_a_stopped_build(tree: Path, tmp_path: Path) -> None:
+    recorded = [build(tree, tmp_path / name).attributes["made_by"] for name in "ab"]
+    write_table(tree / "metadata.parquet", PATCHES, labels=[["Pastures"] for _ in PATCHES])
+    assert recorded[0] == recorded[1] != build(tree, tmp_path / "c").attributes["made_by"]

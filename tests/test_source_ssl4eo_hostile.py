@@ -184,3 +184,12 @@ def test_units_that_say_no_time_are_refused(tmp_path: Path, units: str) -> None:
     path = write(tmp_path / "a.zip", members={"x/.zattrs": json.dumps({"units": units}).encode()})
     with ZarrZip(path) as file, pytest.raises(RunError, match="x has units"):
         file.times("x")
+
+
+def test_what_writers_use_for_no_time_is_unknown(tmp_path: Path) -> None:
+    for dtype, empty in (("<i8", np.iinfo(np.int64).min), ("<f8", np.nan)):
+        values = np.array([7, empty], dtype)
+        path = write(tmp_path / f"{dtype[1:]}.zip", meta={"shape": [2], "chunks": [2], "dtype": dtype},
+                     members={"x/0": frame(values), "x/.zattrs": b'{"units": "seconds since 1970-01-01"}'})
+        with ZarrZip(path) as file:
+            assert file.times("x").tolist() == [7 * 10**9, np.iinfo(np.int64).min]

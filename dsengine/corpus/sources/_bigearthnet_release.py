@@ -38,11 +38,15 @@ class Release:
     def folder(self, sensor: str, row: int) -> Path:
         """Folder of one patch; `maps` has the names of s2."""
         name = self.names["s2" if sensor == "maps" else sensor][row]
-        group = "" if self.version == "1.0" else name.rsplit("_", 3 if sensor == "s1" else 2)[0]
-        return self.roots[sensor] / group / name
+        return self.roots[sensor] / group_of(self.version, sensor, name) / name
 
     def __len__(self) -> int:
         return len(next(iter(self.names.values())))
+
+
+def group_of(version: str, sensor: str, name: str) -> str:
+    """Folder between a sensor's root and its patches: the tile or scene in release 2.0, none in 1.0."""
+    return "" if version == "1.0" else name.rsplit("_", 3 if sensor == "s1" else 2)[0]
 
 
 def find_roots(root: Path) -> tuple[str, dict[str, Path]]:

@@ -11,7 +11,7 @@ import numpy as np
 from dsengine.corpus.build.optional import need
 from dsengine.corpus.schema import SPLITS
 from dsengine.corpus.sources._bigearthnet_classes import NAMES_19
-from dsengine.corpus.sources._bigearthnet_release import NAMES, TABLE, Release, usable
+from dsengine.corpus.sources._bigearthnet_release import NAMES, TABLE, Release, group_of, usable
 from dsengine.corpus.sources._patches import listed
 from dsengine.errors import UsageError, nearest
 
@@ -38,8 +38,7 @@ def read_v2(root: Path, roots: dict[str, Path], *, sensors: Sequence[str], flagg
     for sensor, found in names.items():
         if bad := next((name for name in found if not re.fullmatch(NAMES["2.0", sensor], str(name))), None):
             raise UsageError(f"{root / TABLE}: {bad!r} is not the name of a patch of {sensor}")  # names become paths
-    everything = Release(version="2.0", roots=roots, names={sensor: tuple(found) for sensor, found in names.items()})
-    present = {sensor: _on_disk(everything, sensor) for sensor in sensors}
+    present = {sensor: _on_disk(roots[sensor], {group_of("2.0", sensor, name) for name in names[sensor]}) for sensor in sensors}
     keep = usable(names, present, exclude=exclude, partial=partial, table=root / TABLE)
     keep = keep[np.argsort(np.array(names["s2"])[keep], kind="stable")]
     table = table.take(keep)
@@ -66,9 +65,8 @@ def _read(path: Path) -> "pyarrow.Table":
     return table
 
 
-def _on_disk(release: Release, sensor: str) -> list[str]:
-    groups = {release.folder(sensor, row).parent for row in range(len(release))}
-    return [name for group in sorted(groups) if os.path.isdir(group) for name in listed(group)]
+def _on_disk(root: Path, groups: set[str]) -> list[str]:
+    return [name for group in sorted(groups) if os.path.isdir(root / group) for name in listed(root / group)]
 
 
 def _split(table: "pyarrow.Table") -> np.ndarray | None:

@@ -98,7 +98,7 @@ class Cut:
         if len(self.specs) > 1:
             with ZarrZip(Path(part.files["s1"])) as file:
                 radar = file.times("time_")
-                nearest = np.abs(radar[at[:, 0]] - times[:, None]).argmin(axis=1)
+                nearest = np.abs(radar[at[:, 0]].astype(np.float64) - times[:, None].astype(np.float64)).argmin(axis=1)  # unknown is far
                 found["s1"] = take_bands(file, self.specs[1], np.stack([at[:, 0], nearest], axis=1))
                 index["time_s1"] = radar[at[:, 0], nearest]
         if self.given:

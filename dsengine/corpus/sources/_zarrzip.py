@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dsengine.corpus.schema import UNKNOWN_TIME
 from dsengine.errors import RunError
 
 MAX_CHUNK = 512 << 20  # bytes, decoded; the published files have up to 113 MB
@@ -104,7 +105,7 @@ class ZarrZip:
         return out
 
     def times(self, name: str) -> np.ndarray:
-        """int64 ns UTC of a CF-encoded time array: integers with attribute units, such as `seconds since 2020-01-01`."""
+        """int64 ns UTC of a CF-encoded time array: numbers with attribute units, such as `seconds since 2020-01-01`; int64 min is unknown."""
         values, units = self.whole(name, limit=1 << 20), str(self.attributes(name).get("units", ""))
         unit, _, since = units.partition(" since ")
         try:
@@ -113,8 +114,9 @@ class ZarrZip:
             start = np.datetime64("NaT")
         if unit not in _NS or np.isnat(start) or values.dtype.kind not in "iuf":
             raise RunError(f"{self.path}: {name} has units {units!r}; legal: numbers of days, hours, ... nanoseconds since a date")
-        ticks = values.astype(np.int64) * _NS[unit] if values.dtype.kind != "f" else np.rint(values.astype(np.float64) * _NS[unit]).astype(np.int64)
-        return start.astype(np.int64) + ticks
+        ticks = values.astype(np.int64) * _NS[unit] if values.dtype.kind != "f" else np.rint(np.nan_to_num(values) * float(_NS[unit])).astype(np.int64)
+        known = values != np.iinfo(np.int64).min if values.dtype == np.int64 else np.isfinite(values)  # how writers say "not a time"
+        return np.where(known, start.astype(np.int64) + np.where(known, ticks, 0), UNKNOWN_TIME)
 
     def _chunk(self, header: Header, at: tuple[int, ...]) -> np.ndarray:
         from numcodecs import blosc

@@ -61,7 +61,8 @@ def _release(args: argparse.Namespace) -> "Release":
     if sorted(sensors) not in (["s1", "s2"], ["s1"], ["s2"]):
         raise UsageError(f"--sensors {args.sensors}: legal: s2,s1 or s2 or s1")
     sensors.sort(reverse=True)  # S2 first
-    version, roots = find_roots(args.root)
+    root = args.root.absolute()  # workers may run in another folder
+    version, roots = find_roots(root)
     if missing := [sensor for sensor in sensors if sensor not in roots]:
         raise UsageError(f"--root {args.root} has no folder of {missing[0]}; legal: --sensors {','.join(s for s in ('s2', 's1') if s in roots)}")
     wrong = {"1.0": {"--flagged": args.flagged, "--maps": args.maps}, "2.0": {"--splits": args.splits, "--classes 43": args.classes == 43}}[version]
@@ -72,7 +73,7 @@ def _release(args: argparse.Namespace) -> "Release":
     exclude = frozenset(line.strip() for path in args.exclude for line in _lines(path))
     if version == "1.0":
         return read_v1(roots, sensors=sensors, splits=args.splits, exclude=exclude, partial=args.partial)
-    return read_v2(args.root, roots, sensors=sensors, flagged=args.flagged, exclude=exclude, partial=args.partial)
+    return read_v2(root, roots, sensors=sensors, flagged=args.flagged, exclude=exclude, partial=args.partial)
 
 
 def _lines(path: Path) -> list[str]:
@@ -99,7 +100,8 @@ def _made_by(args: argparse.Namespace, release: "Release", decision: "Decision |
     from dsengine.corpus.sources._patches import digest
 
     options = {"sensors": list(release.names), "classes": args.classes, "maps": args.maps, "flagged": args.flagged, "s2_offset": args.s2_offset}
-    listing = [name for names in release.names.values() for name in names]
-    return {"command": "corpus build", "source": "bigearthnet", "release": release.version, "root": str(args.root), "options": options,
+    listing = [repr((names, release.split is not None and int(release.split[row]), release.hot is not None and release.hot[row].tolist()))
+               for row, names in enumerate(zip(*release.names.values(), strict=True))]
+    return {"command": "corpus build", "source": "bigearthnet", "release": release.version, "root": str(args.root.absolute()), "options": options,
             "patches": {"count": len(release), "sha256": digest(listing)},
             **({"s2_offset": {f"all {len(release)} patches": decision._asdict()}} if decision else {})}

@@ -27,14 +27,14 @@ def plan(args: argparse.Namespace) -> "Plan":
     from dsengine.corpus.sources import _eurosat_ms as eurosat
     from dsengine.corpus.sources._patches import L1C_BANDS, digest, s2_specs
 
-    files, split = eurosat.find(args.root), None
+    files, split = eurosat.find(args.root.absolute()), None
     if args.splits:
         files, split = eurosat.read_splits(args.splits, files, partial=args.partial)
     decision = eurosat.decide_offset(files, args.s2_offset)
     names = [str(path) for path in files]
     label = LabelSpec(name="scene", kind="class", classes=dict(enumerate(eurosat.CLASSES)))
     layout = Layout(arrays=s2_specs(L1C_BANDS, native=False, level="l1c"), patch_size=eurosat.SIDE, resolution_m=10.0, labels=(label,))
-    made_by = {"command": "corpus build", "source": "eurosat_ms", "root": str(args.root), "splits": str(args.splits) if args.splits else None,
-               "files": {"count": len(files), "sha256": digest(names)}, "s2_offset": {f"all {len(files)} files": decision._asdict()}}
+    made_by = {"command": "corpus build", "source": "eurosat_ms", "root": str(args.root.absolute()), "splits": str(args.splits) if args.splits else None,
+               "files": {"count": len(files), "sha256": digest(names if split is None else map(repr, zip(names, split.tolist(), strict=True)))}, "s2_offset": {f"all {len(files)} files": decision._asdict()}}
     return Plan(layout=layout, num_patches=len(files), cut=eurosat.Cut(tuple(names), split, decision.offset), made_by=made_by, seed=args.seed,
                 split="block" if split is None else "given")

@@ -50,7 +50,7 @@ def _plan_zips(args: argparse.Namespace, sensors: list[str], specs: tuple[Any, .
     from dsengine.corpus.schema import Layout
     from dsengine.corpus.sources import _ssl4eo_zips as zips
 
-    parts = zips.find_parts(args.root, args.level, sensors)
+    parts = zips.find_parts(args.root.absolute(), args.level, sensors)
     if parts is None:
         return None
     given = parts[0].split >= 0  # by folders train and val
@@ -68,7 +68,7 @@ def _plan_folders(args: argparse.Namespace, sensors: list[str], specs: tuple[Any
     from dsengine.corpus.schema import Layout
     from dsengine.corpus.sources import _ssl4eo_folders as folders
 
-    found = folders.find_folders(args.root, args.level, sensors)
+    found = folders.find_folders(args.root.absolute(), args.level, sensors)
     if found is None:
         return None
     rows = folders.pairs(found, seasons=_seasons(args.seasons))
@@ -92,5 +92,5 @@ def _made_by(args: argparse.Namespace, release: str, listing: list[str], offsets
     from dsengine.corpus.sources._patches import digest
 
     options = {"level": args.level, "sensors": args.sensors, "seasons": args.seasons, "s2_offset": args.s2_offset}
-    return {"command": "corpus build", "source": "ssl4eo_s12", "release": release, "root": str(args.root), "options": options,
+    return {"command": "corpus build", "source": "ssl4eo_s12", "release": release, "root": str(args.root.absolute()), "options": options,
             "files": {"count": len(listing), "sha256": digest(listing)}, "s2_offset": {name: found._asdict() for name, found in offsets.items()}}
