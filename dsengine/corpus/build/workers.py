@@ -6,6 +6,8 @@ import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterable
+from contextlib import suppress
+from itertools import islice
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import NamedTuple
@@ -26,17 +28,14 @@ def run_in_processes(job: Job, shards: Iterable[int], *, workers: int, done: Cal
     After a failure no further shard begins; those under way are finished, then the first error is raised. RunError when a process dies.
     """
     todo = iter(shards)
-    context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
-    busy: dict[Connection, tuple[_Worker, int]] = {}
-    idle: list[_Worker] = []
-    failed: Exception | None = None
+    started: list[_Worker] = []
     try:
-        for shard in todo:
-            worker = _start(context, job)
-            worker.connection.send(shard)
+        busy: dict[Connection, tuple[_Worker, int]] = {}
+        for shard in islice(todo, workers):
+            worker = _start(job, started)
             busy[worker.connection] = worker, shard
-            if len(busy) == workers:
-                break
+            _hand(worker, shard)
+        failed: Exception | None = None
         while busy:
             for connection in wait(list(busy)):
                 worker, shard = busy.pop(connection)
@@ -45,28 +44,41 @@ def run_in_processes(job: Job, shards: Iterable[int], *, workers: int, done: Cal
                     done(shard)
                 failed = failed or error
                 following = None if failed else next(todo, None)
-                if following is None or error:
-                    idle.append(worker)
-                    continue
-                worker.connection.send(following)
-                busy[connection] = worker, following
-        for worker in idle:
-            _dismiss(worker)
+                if following is not None:
+                    busy[connection] = worker, following
+                _hand(worker, following)
+        if failed is not None:
+            raise failed
+        for worker in started:
+            worker.process.join(timeout=10)
     finally:
-        for worker in (*idle, *(worker for worker, _ in busy.values())):
-            worker.process.terminate()  # one that has ended already does not mind
-            worker.process.join()
+        for worker in started:
+            if worker.process.pid is not None:
+                worker.process.terminate()  # one that has ended does not mind
+                worker.process.join()
             worker.connection.close()
-    if failed is not None:
-        raise failed
 
 
-def _start(context: multiprocessing.context.SpawnContext, job: Job) -> _Worker:
+def _start(job: Job, started: list[_Worker]) -> _Worker:
+    """A new process, put into `started` before it runs, so that no interruption loses it."""
+    context = multiprocessing.get_context("spawn")  # a fork would copy locks that other threads hold
     ours, theirs = context.Pipe()
-    process = context.Process(target=_serve, args=(theirs, job), name="dsengine-build")
-    process.start()
+    process = context.Process(target=_serve, args=(theirs, job), name="dsengine-build", daemon=True)
+    started.append(_Worker(process, ours))
+    # Ctrl-C reaches the whole group, but what it means is the parent's to decide: the process is born with it blocked.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        process.start()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
     theirs.close()  # so that its end is noticed
-    return _Worker(process, ours)
+    return started[-1]
+
+
+def _hand(worker: _Worker, shard: int | None) -> None:
+    """Send the next shard, None for no more. A process that has ended is noticed when its outcome is asked for."""
+    with suppress(OSError):
+        worker.connection.send(shard)
 
 
 def _outcome(worker: _Worker, shard: int) -> Exception | None:
@@ -78,17 +90,8 @@ def _outcome(worker: _Worker, shard: int) -> Exception | None:
                         "the same command continues")
 
 
-def _dismiss(worker: _Worker) -> None:
-    try:
-        worker.connection.send(None)
-        worker.process.join(timeout=10)
-    except OSError:  # it has ended
-        pass
-
-
 def _serve(connection: Connection, job: Job) -> None:
     """What a worker process does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group: the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     work = threading.Thread(target=_work, args=(connection, job))  # not the main thread: see `shards.encoder`
     work.start()
