@@ -33,7 +33,8 @@ def rasters(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """S1 and a class map of 64 x 64 pixels of 10 m at each place."""
     folder, rng = tmp_path_factory.mktemp("rasters"), np.random.default_rng(0)
     for name, (epsg, x, y) in PLACES.items():
-        for part, pixels in (("s1", rng.uniform(-25, 0, (2, SIDE, SIDE)).astype(np.float32)), ("lulc", rng.integers(1, 8, (1, SIDE, SIDE)).astype(np.uint8))):
+        for part, pixels in (("s1", rng.uniform(-25, 0, (2, SIDE, SIDE)).astype(np.float32)),
+                             ("lulc", rng.integers(1, 8, (1, SIDE, SIDE)).astype(np.uint8))):
             (folder / part).mkdir(exist_ok=True)
             with rasterio.open(folder / part / f"{name}.tif", "w", driver="GTiff", height=SIDE, width=SIDE, count=len(pixels), dtype=pixels.dtype,
                                crs=f"EPSG:{epsg}", transform=from_origin(x, y, 10, 10)) as file:
@@ -152,7 +153,8 @@ def test_an_unfinished_build_does_not_go_on_with_another_label(rasters: Path, sa
 def test_repaired_shapes_are_reported_in_the_corpus(rasters: Path, tmp_path: Path) -> None:
     _, x, y = PLACES["vaduz"]
     bow = shapely.Polygon([(x, y), (x + 300, y - 300), (x + 300, y), (x, y - 300)])
-    pyogrio.raw.write(tmp_path / "a.gpkg", np.array([shapely.to_wkb(bow)], object), [np.array(["f"], object)], ["k"], geometry_type="Polygon", crs="EPSG:32632")
+    pyogrio.raw.write(tmp_path / "a.gpkg", np.array([shapely.to_wkb(bow)], object), [np.array(["f"], object)], ["k"],
+                      geometry_type="Polygon", crs="EPSG:32632")
     build(rasters, tmp_path / "c", "--label", f"field=vector:{tmp_path}/a.gpkg")
     corpus = open_corpus(tmp_path / "c")
     assert corpus.attributes["faults"] == [f"label field: {tmp_path}/a.gpkg layer a: invalid shape 1 repaired"]
@@ -160,7 +162,8 @@ def test_repaired_shapes_are_reported_in_the_corpus(rasters: Path, tmp_path: Pat
 
 @pytest.mark.parametrize(("text", "message"), [
     ("clc", "--label clc: legal: NAME=GLOB .source geotiff., or NAME=KIND:PATH"), ("c-l=osm:x", "--label c-l=osm:x: legal"),
-    ("clc=corin:x.gpkg", "kind corin: did you mean corine"), ("clc=corine:", "no PATH"), ("clc=corine:x,level=1,level=2", "an option is given twice")])
+    ("clc=corin:x.gpkg", "kind corin: did you mean corine"), ("clc=corine:", "no PATH"),
+    ("clc=corine:x,level=1,level=2", "an option is given twice")])
 def test_a_label_that_cannot_be_read_is_refused(text: str, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         parse([text])
@@ -185,7 +188,8 @@ def test_other_sources_refuse_globs_and_name_the_form_that_works(capsys: pytest.
 
 
 @pytest.mark.parametrize(("index", "message"), [
-    ({}, "has epsg 0 x nan y nan; labels need"), ({"epsg": 32632, "x": np.nan, "y": 1.0}, "x nan"), ({"epsg": 4326, "x": 9.0, "y": 47.0}, "EPSG:4326; labels need")])
+    ({}, "has epsg 0 x nan y nan; labels need"), ({"epsg": 32632, "x": np.nan, "y": 1.0}, "x nan"),
+    ({"epsg": 4326, "x": 9.0, "y": 47.0}, "EPSG:4326; labels need")])
 def test_patches_without_a_place_in_metres_cannot_be_labelled(sample_data: Path, index: dict, message: str) -> None:
     step = LabelBlock((make_labeller(Request("clc", "corine", sample_data / "labels/corine/clc.tif", {})),), 32, 10.0)
     with pytest.raises(RunError, match=message):

@@ -123,7 +123,8 @@ def test_a_geopackage_made_of_the_extract_gives_the_same_label(pbf: Path, tmp_pa
     path = tmp_path / "osm.gpkg"
     for layer in ("points", "lines", "multipolygons"):
         meta, _, wkb, fields = pyogrio.raw.read(pbf, layer=layer)
-        pyogrio.raw.write(path, wkb, fields, list(meta["fields"]), geometry_type=meta["geometry_type"], crs=meta["crs"], layer=layer, append=path.exists())
+        pyogrio.raw.write(path, wkb, fields, list(meta["fields"]), geometry_type=meta["geometry_type"], crs=meta["crs"], layer=layer,
+                          append=path.exists())
     own = groups(tmp_path, {"name": "power", "points": {"power": True}, "point_buffer_m": 30, "polygons": {"power": True}},
                  {"name": "rail", "lines": {"railway": ["rail"]}, "line_buffer_m": 20})
     for chosen, grid, classes in (({}, VADUZ, 7), ({"groups": own}, COUNTRY._replace(size=650), 4)):

@@ -31,7 +31,8 @@ def degrees(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def write_csv(path: Path, *columns: tuple[str, list]) -> Path:
     rows = zip(*(values for _, values in columns), strict=True)
-    path.write_text("\n".join([",".join(name for name, _ in columns), *(",".join(f"{v!r}" if isinstance(v, float) else str(v) for v in row) for row in rows)]))
+    lines = [",".join(f"{v!r}" if isinstance(v, float) else str(v) for v in row) for row in rows]
+    path.write_text("\n".join([",".join(name for name, _ in columns), *lines]))
     return path
 
 
@@ -54,7 +55,8 @@ def test_a_patch_with_a_point_is_1_and_others_are_0(tmp_path: Path, name: str) -
     drawer = label(path)
     got = [int(drawer(grid)) for grid in TILES]
     assert got == [int(inside(x, y, grid).any()) for grid in TILES] and 0 < sum(got) < 25
-    assert drawer.spec.kind == "class" and drawer.spec.classes == {0: "no point", 1: "point"} and drawer(GRID).dtype == np.uint8 and drawer(GRID).shape == ()
+    assert drawer.spec.kind == "class" and drawer.spec.classes == {0: "no point", 1: "point"}
+    assert drawer(GRID).dtype == np.uint8 and drawer(GRID).shape == ()
 
 
 def test_counts_are_exact_up_to_the_cap(tmp_path: Path) -> None:
@@ -99,13 +101,15 @@ def test_what_cannot_be_read_is_named(tmp_path: Path) -> None:
     bad = write_csv(tmp_path / "bad.csv", ("lon", [14.0, "east"]), ("lat", [51.0, 51.0]))
     nan = write_csv(tmp_path / "nan.csv", ("lon", ["nan"]), ("lat", [51.0]))
     polygons = tmp_path / "p.gpkg"
-    pyogrio.raw.write(polygons, np.array([shapely.to_wkb(shapely.box(0, 0, 1, 1))], object), [np.array([1])], ["k"], geometry_type="Polygon", crs="EPSG:4326")
+    pyogrio.raw.write(polygons, np.array([shapely.to_wkb(shapely.box(0, 0, 1, 1))], object), [np.array([1])], ["k"],
+                      geometry_type="Polygon", crs="EPSG:4326")
     for path, options, message in (
             (csv, {"as": "multilabel"}, "as=multilabel needs column=NAME"), (csv, {"column": "id"}, "as=class takes no column"),
             (csv, {"as": "counts"}, "as=counts: did you mean count"), (csv, {"cap": "3"}, "cap= is for as=count"),
             (csv, {"as": "count", "cap": "300"}, "cap=300: legal: 1 to 255"), (csv, {"x": "easting"}, "name the column with x=, legal: id, lon, lat"),
             (csv, {"layer": "a"}, "layer= is not for CSV"), (csv, {"as": "multilabel", "column": "Id"}, "no column Id"),
             (bad, {}, "bad.csv line 3: east,51.0: columns lon and lat must be numbers"), (nan, {}, "nan.csv line 2"),
-            (polygons, {}, "layer p holds Polygon; legal: points"), (polygons, {"x": "a"}, "x= is for CSV"), (tmp_path / "no.csv", {}, "no local file")):
+            (polygons, {}, "layer p holds Polygon; legal: points"), (polygons, {"x": "a"}, "x= is for CSV"),
+            (tmp_path / "no.csv", {}, "no local file")):
         with pytest.raises(UsageError, match=message):
             label(path, **options)

@@ -46,7 +46,8 @@ def test_on_the_same_grid_every_pixel_is_the_file(tmp_path: Path) -> None:
     assert drawer.spec.classes == {k: f"class {k}" for k in range(1, 10)} and drawer.spec.ignore == 0 and drawer.spec.dtype == "uint8"
 
 
-@pytest.mark.parametrize(("crs", "pixel"), [("EPSG:4326", 0.0001), ("EPSG:3035", 13.0), ("EPSG:32633", 25.0), ("EPSG:3857", 4.0), ("EPSG:2056", 10.0)])
+@pytest.mark.parametrize(("crs", "pixel"), [("EPSG:4326", 0.0001), ("EPSG:3035", 13.0), ("EPSG:32633", 25.0), ("EPSG:3857", 4.0),
+                                              ("EPSG:2056", 10.0)])
 def test_other_grids_equal_gdal_and_the_file_at_each_pixel_centre(tmp_path: Path, crs: str, pixel: float) -> None:
     pyproj = pytest.importorskip("pyproj")
     steps = (np.arange(WIDE.size) + 0.5) * WIDE.resolution_m
@@ -153,8 +154,10 @@ def test_what_is_no_local_class_map_is_refused_by_name(tmp_path: Path) -> None:
     write(tmp_path / "half.tif", np.full((8, 8), 1.5, np.float32))
     write(tmp_path / "wide.tif", np.array([[-1, 70000]], np.int32))
     for name, options, message in (
-            ("a.vrt", {}, "a.vrt: legal: local rasters ending in .tif"), ("vrt.tif", {}, "vrt.tif cannot be opened"), ("no*.tif", {}, "no local file matches"),
-            ("bare.tif", {}, "bare.tif has no CRS; give it with crs=EPSG:NUMBER"), ("half.tif", {}, "half.tif holds 1.5; a class map holds whole numbers"),
+            ("a.vrt", {}, "a.vrt: legal: local rasters ending in .tif"), ("vrt.tif", {}, "vrt.tif cannot be opened"),
+            ("no*.tif", {}, "no local file matches"),
+            ("bare.tif", {}, "bare.tif has no CRS; give it with crs=EPSG:NUMBER"),
+            ("half.tif", {}, "half.tif holds 1.5; a class map holds whole numbers"),
             ("wide.tif", {}, "values -1 to 70000 do not fit"), ("a.tif", {"band": "2"}, "a.tif has no band 2: legal: 1 to 1"),
             ("a.tif", {"classes": "worldcove"}, "classes=worldcove: legal"), ("a.tif", {"band": "x"}, "band=x: legal: a whole number from 1")):
         with pytest.raises(UsageError, match=message):

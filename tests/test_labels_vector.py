@@ -19,7 +19,8 @@ def write(path: Path, shapes: list, crs: str | None = "EPSG:32632", driver: str 
     """A vector file of these shapes and columns."""
     geometries = np.array(shapes, object)
     kinds = {shape.geom_type for shape in shapes}
-    fields = {name: np.array(values, dtype=object if any(v is None or isinstance(v, str) for v in values) else None) for name, values in columns.items()}
+    fields = {name: np.array(values, dtype=object if any(v is None or isinstance(v, str) for v in values) else None)
+              for name, values in columns.items()}
     pyogrio.raw.write(path, np.array(shapely.to_wkb(geometries), object), list(fields.values()), list(fields), crs=crs, driver=driver,
                       geometry_type=kinds.pop() if len(kinds) == 1 else "Unknown")
     return path
@@ -109,7 +110,8 @@ def test_an_invalid_polygon_is_repaired_reported_and_counts_both_lobes(tmp_path:
 
 
 def test_text_classes_are_numbered_and_what_lies_in_no_shape_is_ignored_or_background(tmp_path: Path) -> None:
-    path = write(tmp_path / "a.gpkg", [square(0, 0), square(1, 0), square(2, 0), square(3, 0)], crop=["wheat", "barley", None, "wheat"], area=[1, 2, 3, 4])
+    path = write(tmp_path / "a.gpkg", [square(0, 0), square(1, 0), square(2, 0), square(3, 0)],
+                 crop=["wheat", "barley", None, "wheat"], area=[1, 2, 3, 4])
     plain = label(path, column="crop")
     assert plain.spec.classes == {1: "barley", 2: "wheat"} and plain.spec.ignore == 0 and plain(UTM)[0, :5].tolist() == [2, 1, 0, 2, 0]
     with_background = label(path, column="crop", background="no field")
@@ -177,8 +179,9 @@ def test_a_format_or_place_that_is_not_wanted_is_never_opened(tmp_path: Path) ->
         (tmp_path / name).write_text(vrt)
     (tmp_path / "b.gdb").mkdir()
     shutil.copy(real, tmp_path / "c.geojson")
-    for name, message in (("a.vrt", "a.vrt: legal: a local vector file ending in .gpkg"), ("b.gpkg", "not what its name says"), ("b.json", "not what"),
-                          ("b.shp", "not what"), ("b.fgb", "not what"), ("b.gdb", "no geodatabase folder"), ("c.geojson", "not what its name says")):
+    for name, message in (("a.vrt", "a.vrt: legal: a local vector file ending in .gpkg"), ("b.gpkg", "not what its name says"),
+                          ("b.json", "not what"), ("b.shp", "not what"), ("b.fgb", "not what"),
+                          ("b.gdb", "no geodatabase folder"), ("c.geojson", "not what its name says")):
         with pytest.raises(UsageError, match=message):
             label(tmp_path / name)
     for path in ("/vsicurl/http://127.0.0.1:9/a.gpkg", "http:/127.0.0.1:9/a.gpkg", "/vsizip/a.zip/a.gpkg"):

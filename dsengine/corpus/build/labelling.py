@@ -106,8 +106,8 @@ def _grids(index: Mapping[str, Any], *, size: int, resolution_m: float) -> list[
     grids = [Grid(int(epsg), float(x), float(y), size, resolution_m) for epsg, x, y in zip(*columns, strict=True)]
     for row, grid in enumerate(grids):
         if grid.epsg == 0 or not np.isfinite([grid.x, grid.y]).all():
-            raise RunError(f"--label: the patch at lon {index['lon'][row]:g} lat {index['lat'][row]:g} has epsg {grid.epsg} x {grid.x:g} y {grid.y:g}; "
-                           "labels need patches whose source says their EPSG code and corner")
+            raise RunError(f"--label: the patch at lon {index['lon'][row]:g} lat {index['lat'][row]:g} has epsg {grid.epsg} "
+                           f"x {grid.x:g} y {grid.y:g}; labels need patches whose source says their EPSG code and corner")
     for epsg in {grid.epsg for grid in grids}:
         _check_metres(epsg)
     return grids

@@ -129,7 +129,8 @@ def _read(layer: Layer, columns: Sequence[str] | None, *, bbox: tuple[float, flo
     pyogrio, shapely = need("pyogrio", "labels"), need("shapely", "labels")
     what = {"layer": layer.name, "columns": list(columns)} if sql is None else {"sql": sql}
     try:
-        meta, ids, wkb, fields = pyogrio.raw.read(str(layer.path), bbox=bbox, force_2d=True, return_fids=sql is None, read_geometry=sql is None, **what)
+        meta, ids, wkb, fields = pyogrio.raw.read(str(layer.path), bbox=bbox, force_2d=True, return_fids=sql is None,
+                                                  read_geometry=sql is None, **what)
         geometries = shapely.from_wkb(wkb) if sql is None else None
     except (pyogrio.errors.DataSourceError, pyogrio.errors.DataLayerError, pyogrio.errors.FeatureError, shapely.errors.ShapelyError) as error:
         raise RunError(f"{layer.path} layer {layer.name}: features cannot be read: {error}") from error
@@ -163,7 +164,8 @@ def _choose(found: list[str], layer: str | None, *, path: Path, label: str) -> s
     if layer is not None and layer not in found:
         raise UsageError(f"--label {label}: {path} has no layer {layer} with geometries: {nearest(layer, found)}")
     if layer is None and len(found) != 1:
-        raise UsageError(f"--label {label}: {path} has {len(found)} layers with geometries; choose with layer=NAME, legal: {', '.join(sorted(found))}")
+        raise UsageError(f"--label {label}: {path} has {len(found)} layers with geometries; choose with layer=NAME, "
+                         f"legal: {', '.join(sorted(found))}")
     return layer if layer is not None else found[0]
 
 

@@ -39,8 +39,8 @@ def check_pbf(path: Path, label: str) -> None:
             raise UsageError(f"--label {label}: {path} is not an .osm.pbf file")
     needed, there = path.stat().st_size * MEMORY_PER_BYTE, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if needed > there:
-        raise UsageError(f"--label {label}: {path} would take about {needed / 1e9:.0f} GB of memory, of {there / 1e9:.0f} GB; convert it to GeoPackage, "
-                         "for example with ogr2ogr, which is read near each patch only")
+        raise UsageError(f"--label {label}: {path} would take about {needed / 1e9:.0f} GB of memory, of {there / 1e9:.0f} GB; "
+                         "convert it to GeoPackage, for example with ogr2ogr, which is read near each patch only")
 
 
 @lru_cache(maxsize=2)  # a plan is unpickled for each shard, and the file must not be read again for each

@@ -129,7 +129,8 @@ def _tile(path: Path, *, label: str, crs: str | None, band: int, nodata: float |
             if not (crs or file.crs) or file.transform.is_identity:
                 raise UsageError(f"--label {label}: {path} has no {'place' if file.transform.is_identity else 'CRS; give it with crs=EPSG:NUMBER'}")
             if math.prod(file.block_shapes[band - 1]) > MAX_BLOCK:
-                raise UsageError(f"--label {label}: {path} has blocks of {file.block_shapes[band - 1]} pixels, more than {MAX_BLOCK}; write it with tiles")
+                raise UsageError(f"--label {label}: {path} has blocks of {file.block_shapes[band - 1]} pixels, more than {MAX_BLOCK}; "
+                                 "write it with tiles")
             named = check_crs(crs or file.crs.to_wkt(), label=label, path=path)
             return Tile(path, named, array_bounds(*file.shape, file.transform), file.shape, band, file.nodata if nodata is None else nodata)
     except rasterio.errors.RasterioIOError as error:

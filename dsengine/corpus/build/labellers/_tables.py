@@ -19,7 +19,8 @@ def find_table(text: str | None, name: str) -> tuple[dict[int, str], int | None]
     if Path(text).suffix in SUFFIXES:
         return _read(Path(text), name), None
     if (found := class_table(text)) is None:
-        raise UsageError(f"--label {name}: classes={text}: legal: a .csv or .yaml file, or a table that comes with the package, such as lulc or corine")
+        raise UsageError(f"--label {name}: classes={text}: legal: a .csv or .yaml file, or a table that comes with the package, "
+                         "such as lulc or corine")
     return found
 
 

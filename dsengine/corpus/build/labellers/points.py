@@ -120,7 +120,8 @@ def _table(path: Path, given: Options) -> Table:
     if not path.is_file():
         raise UsageError(f"--label {given.label}: {path} is no local file")
     if path.stat().st_size > MAX_BYTES:
-        raise UsageError(f"--label {given.label}: {path} has more than {MAX_BYTES} bytes; convert it to GeoPackage, which is read near each patch only")
+        raise UsageError(f"--label {given.label}: {path} has more than {MAX_BYTES} bytes; convert it to GeoPackage, "
+                         "which is read near each patch only")
     header = next(_lines(path), [])
     crs = check_crs(given.text("crs") or "EPSG:4326", label=given.label, path=path)
     x, y = (_axis(header, given.text(key), usual, key=key, path=path, label=given.label) for key, usual in (("x", _X), ("y", _Y)))

@@ -39,7 +39,8 @@ def labeller(name: str, path: Path, options: Mapping[str, str]) -> Labeller:
     ignore, fill = None, 0
     if background := given.text("background"):
         if 0 in classes:
-            raise UsageError(f"--label {name}: background={background}: value 0 is already {classes[0]} of column {column}; number the classes with classes=FILE")
+            raise UsageError(f"--label {name}: background={background}: value 0 is already {classes[0]} of column {column}; "
+                             "number the classes with classes=FILE")
         classes = {0: background, **classes}
     else:
         ignore = fill = unused_value(classes)
