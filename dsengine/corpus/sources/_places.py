@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-gap-days", type=float, default=3.0, help="most days between the two scenes of a pair (default: 3)")
     parser.add_argument("--max-cloud", type=float, default=100.0, metavar="PERCENT", help="of a Sentinel-2 scene (default: 100)")
     parser.add_argument("--orbit", choices=("ascending", "descending", "any"), default="any", help="of Sentinel-1 (default: any)")
-    parser.add_argument("--attempts", type=int, default=20, metavar="N", help="places tried for a point before it is given up (default: 20)")
+    parser.add_argument("--attempts", type=int, default=20, metavar="N", help="places tried for a point, or date windows for a patch of a cover, before it is given up (default: 20)")
     parser.add_argument("--matches", metavar="FILE", help="journal of the scenes chosen (default: OUT.search.jsonl)")
     parser.add_argument("--requests", type=int, default=8, metavar="N", help="requests at once, in each worker (default: 8)")
     parser.add_argument("--tries", type=int, default=6, metavar="N", help="of a request before it is given up (default: 6)")
@@ -51,7 +51,9 @@ def wanted(args: argparse.Namespace, shape: "Shape") -> tuple["Wanted", int]:
         if not value >= low:
             raise UsageError(f"{flag} {value}: legal: at least {low:g}")
     places, num_rows = _places(args, shape)
-    return Wanted(places=places, windows=windows, sensors=shape.sensors, max_gap_ns=round(args.max_gap_days * dates.DAY_NS), attempts=args.attempts,
+    # Another attempt for a given patch is another date window: there are no more of them than windows.
+    attempts = min(args.attempts, len(windows)) if args.cover else args.attempts
+    return Wanted(places=places, windows=windows, sensors=shape.sensors, max_gap_ns=round(args.max_gap_days * dates.DAY_NS), attempts=attempts,
                   seed=args.seed), num_rows
 
 

@@ -4,7 +4,8 @@ A decision is a function of (seed, row) and of what the archive lists; the journ
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -43,10 +44,12 @@ class Points:
     parity: bool
     size: int
     resolution_m: float
+    lock: Lock = field(default_factory=Lock, compare=False)
 
     def grid(self, row: int, attempt: int) -> Grid:
         """Every attempt is another place."""
-        lon, lat = geography.points(self.region, np.array([row]), seed=self.seed, attempt=attempt, parity=self.parity)
+        with self.lock:  # prepared polygons build their index at first use, and threads share them
+            lon, lat = geography.points(self.region, np.array([row]), seed=self.seed, attempt=attempt, parity=self.parity)
         return utm.patch_at(float(lon[0]), float(lat[0]), size=self.size, resolution_m=self.resolution_m)
 
     def window(self, row: int, attempt: int, num_windows: int) -> int:
