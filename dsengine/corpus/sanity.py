@@ -65,7 +65,7 @@ def check_label(array: zarr.Array, *, num_patches: int, patch_size: int, file: P
     kind = attrs.get("kind")
     _check(kind in LABEL_KINDS, file, f"kind {kind!r}; legal: {', '.join(LABEL_KINDS)}")
     classes = attrs.get("classes")
-    _check(isinstance(classes, dict) and all(re.fullmatch(r"-?\d{1,9}", str(value)) for value in classes), file, "classes is not a table value -> name")
+    _check(isinstance(classes, dict) and all(re.fullmatch(r"-?\d{1,18}", str(value)) for value in classes), file, "classes is not a table value -> name")
     width = array.shape[1] if array.ndim > 1 else 0
     legal = {"class": (num_patches,), "multilabel": (num_patches, width), "classmap": (num_patches, patch_size, patch_size)}[kind]
     _check(array.shape == legal and (kind == "classmap" or width <= MAX_CLASSES), file, f"shape {array.shape}, expected {legal}")
