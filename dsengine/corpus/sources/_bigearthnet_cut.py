@@ -9,7 +9,7 @@ import numpy as np
 from affine import Affine
 
 from dsengine.corpus.build.offset import Decision
-from dsengine.corpus.build.raster import lonlat, to_stored
+from dsengine.corpus.build.raster import lonlat
 from dsengine.corpus.build.shard import Block
 from dsengine.corpus.schema import UNKNOWN_TIME, ArraySpec
 from dsengine.corpus.sources import _patches
@@ -57,7 +57,7 @@ class Cut:
             if name == "s1":
                 arrays[name], saturated[name], faults = _patches.s1_stored(numbers, name=self.release.names["s1"][row])
             else:
-                arrays[name], saturated[name] = to_stored(numbers, _patches.s2_radiometry(self.shift))
+                arrays[name], saturated[name] = _patches.s2_stored(numbers, shift=self.shift)
         described = self._described(row)
         return Cell(arrays, saturated, {**self._index(row, place), **described}, self._labels(row), faults)
 

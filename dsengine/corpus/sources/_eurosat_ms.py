@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dsengine.corpus.build.offset import Decision
-from dsengine.corpus.build.raster import lonlat, to_stored
+from dsengine.corpus.build.raster import lonlat
 from dsengine.corpus.build.shard import Block
 from dsengine.corpus.schema import SPLITS
 from dsengine.corpus.sources import _patches
@@ -86,7 +86,7 @@ class Cut:
     def _cell(self, row: int) -> Cell:
         path = Path(self.files[row])
         raw, place = read(path)
-        stored, cut = to_stored(raw, _patches.s2_radiometry(self.shift))
+        stored, cut = _patches.s2_stored(raw, shift=self.shift)
         t = place.transform
         lon, lat = lonlat(place.crs, [t.c + t.a * SIDE / 2], [t.f + t.e * SIDE / 2])
         index = {"lon": lon[0], "lat": lat[0], "epsg": place.crs.to_epsg() or 0, "x": t.c, "y": t.f, "source": str(path)}

@@ -14,7 +14,7 @@ import numpy as np
 
 from dsengine.corpus.build import offset
 from dsengine.corpus.build.offset import Decision
-from dsengine.corpus.build.raster import lonlat, to_stored
+from dsengine.corpus.build.raster import lonlat
 from dsengine.corpus.build.shard import Block
 from dsengine.corpus.schema import UNKNOWN_TIME, ArraySpec
 from dsengine.corpus.sources import _patches
@@ -116,7 +116,7 @@ class Cut:
             if name == "s1":
                 arrays[name], saturated[name], faults = _patches.s1_stored(raw, name=str(self._product(pair, "s1")))
             else:
-                arrays[name], saturated[name] = to_stored(raw, _patches.s2_radiometry(shift))
+                arrays[name], saturated[name] = _patches.s2_stored(raw, shift=shift)
         lon, lat = _centre(*next(iter(found.values())))
         percent = metadata.get("CLOUDY_PIXEL_PERCENTAGE")
         split_lon, split_lat = self._home(pair)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dsengine.corpus.build.offset import Decision
-from dsengine.corpus.build.raster import to_stored
 from dsengine.corpus.build.shard import Block
 from dsengine.corpus.schema import SPLITS, ArraySpec
 from dsengine.corpus.sources import _patches
@@ -112,7 +111,7 @@ class Cut:
                 done = [_patches.s1_stored(raw[i], name=f"{index['source'][i]} season {index['season'][i]}") for i in range(len(raw))]
                 faults = [fault for _, _, lines in done for fault in lines]
             else:
-                done = [to_stored(plane, _patches.s2_radiometry(self.shift)) for plane in raw]
+                done = [_patches.s2_stored(plane, shift=self.shift) for plane in raw]
             arrays[name], saturated[name] = np.stack([one[0] for one in done]), sum(one[1] for one in done).tolist()
         return Block(arrays, index, {}, saturated, faults)
 
