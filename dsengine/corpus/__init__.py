@@ -2,5 +2,6 @@
 
 from dsengine.corpus.index import Corpus, Index, open_corpus
 from dsengine.corpus.schema import Band, Contract
+from dsengine.corpus.series import Series, SeriesCorpus
 
-__all__ = ["Band", "Contract", "Corpus", "Index", "open_corpus"]
+__all__ = ["Band", "Contract", "Corpus", "Index", "Series", "SeriesCorpus", "open_corpus"]

@@ -146,6 +146,19 @@ def test_points_without_times_ask_for_them_and_take_them_from_a_file(mlhub: Path
     assert len(build(mlhub, tmp_path / "out", *POINTS, "--s2-dates", str(tmp_path / "dates.txt"))) == 100
 
 
+@pytest.mark.parametrize("content, match", [
+    ('[1]', "is not a GeoJSON of fields"), ('{"features": [{"properties": {"fid": 1}}]}', "is not a GeoJSON of fields with fid and crop_id"),
+    ('{"features": [{"properties": {"fid": 1, "crop_id": 77}, "geometry": {"type": "Polygon", "coordinates": [[[13, 52], [14, 52], [14, 53], [13, 52]]]}}]}',
+     "crop_id 77; legal: 1 Wheat"),
+    ('{"features": [{"properties": {"fid": 1, "crop_id": 1}, "geometry": {"type": "Polygon", "coordinates": [[[1]]]}}]}', "is not a GeoJSON"),
+    ('{"features": [{"properties": {"fid": 1, "crop_id": 1}, "geometry": {"type": "Point", "coordinates": [13, 52]}}]}', "no field larger than"),
+    ('{"features": []}', "no field larger than"), ("[" * 100_000, "is not a GeoJSON")])
+def test_labels_that_are_no_fields_are_refused_by_name(tmp_path: Path, content: str, match: str) -> None:
+    (tmp_path / "labels.geojson").write_text(content)
+    with pytest.raises(UsageError, match=f"labels.geojson.*{match}"):
+        _denethor_fields.read(tmp_path / "labels.geojson", tree.EPSG)
+
+
 def test_areas_count_holes_off_and_do_not_depend_on_direction() -> None:
     square = [[500_000, 5_800_000], [500_100, 5_800_000], [500_100, 5_800_100], [500_000, 5_800_100], [500_000, 5_800_000]]
     hole = [[500_010, 5_800_010], [500_020, 5_800_010], [500_020, 5_800_020], [500_010, 5_800_020], [500_010, 5_800_010]]

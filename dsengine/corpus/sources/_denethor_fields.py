@@ -28,7 +28,7 @@ class Fields(NamedTuple):
 def read(path: Path, epsg: int) -> Fields:
     """Fields of a labels.geojson, reprojected. UsageError when it is not one."""
     from rasterio.crs import CRS
-    from rasterio.errors import CRSError
+    from rasterio.errors import RasterioError
     from rasterio.warp import transform_geom
 
     if path.stat().st_size > MAX_BYTES:
@@ -38,12 +38,12 @@ def read(path: Path, epsg: int) -> Fields:
         name = content.get("crs", {}).get("properties", {}).get("name", "OGC:CRS84")  # without one, GeoJSON is in degrees
         features = [(int(f["properties"]["fid"]), int(f["properties"]["crop_id"]), f["geometry"]) for f in content["features"]]
         shapes = transform_geom(CRS.from_user_input(name), CRS.from_epsg(epsg), [geometry for *_, geometry in features if geometry])
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, CRSError) as error:
+        keep = [i for i, shape in enumerate(shapes) if MIN_AREA_M2 < area(shape) < np.inf]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError, RasterioError) as error:
         raise UsageError(f"{path} is not a GeoJSON of fields with fid and crop_id: {type(error).__name__} {error}") from error
     known = [(fid, crop) for fid, crop, geometry in features if geometry]
     if strange := sorted({crop for _, crop in known} - set(CROPS)):
         raise UsageError(f"{path}: crop_id {', '.join(map(str, strange))}; legal: {', '.join(f'{k} {v}' for k, v in CROPS.items())}")
-    keep = [i for i, shape in enumerate(shapes) if area(shape) > MIN_AREA_M2]
     ids = np.array([known[i][0] for i in keep], np.int64)
     if len(np.unique(ids)) != len(ids):
         raise UsageError(f"{path}: a fid is there twice; legal: one feature a field")
