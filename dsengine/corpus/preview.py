@@ -61,14 +61,14 @@ def contact_sheet(corpus: Corpus, rows: np.ndarray, *, label: str | None = None)
     return _sheet(corpus, rows, panels, legend)
 
 
-def save(figures: Mapping[Path, Figure]) -> None:
-    """Write each figure as PNG and print its path. UsageError for another suffix or a folder that cannot be written, before anything is."""
+def save(figures: Mapping[Path, Figure | None]) -> None:
+    """Write each figure there is as PNG and print its path. UsageError for another suffix or a folder that cannot be written, before anything is."""
     for path in figures:
         if path.suffix.lower() != ".png":
             raise UsageError(f"--out {path}: legal: a name that ends in .png")
         if not path.parent.is_dir():
             raise UsageError(f"--out {path}: there is no folder {path.parent}")
-    for path, figure in figures.items():
+    for path, figure in ((path, figure) for path, figure in figures.items() if figure is not None):
         try:
             figure.savefig(path)
         except OSError as error:

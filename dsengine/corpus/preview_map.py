@@ -19,9 +19,13 @@ LEAST_SPAN_DEG = 0.05
 OUTLINE = "#b9bec4"
 
 
-def location_map(corpus: Any, *, outline: Path | None = None) -> Figure:
-    """The figure. `outline` is a vector file, such as of coasts, drawn beneath. UsageError when it cannot be read."""
-    lon, lat, split, quarantine = (np.asarray(_column(corpus, name)) for name in ("lon", "lat", "split", "quarantine"))
+def location_map(corpus: Any, *, outline: Path | None = None) -> Figure | None:
+    """The figure, None when no place is known. `outline` is a vector file, such as of coasts, drawn beneath. UsageError when it cannot be read."""
+    columns = [np.asarray(_column(corpus, name)) for name in ("lon", "lat", "split", "quarantine")]
+    known = np.isfinite(columns[0]) & np.isfinite(columns[1])
+    if not known.any():
+        return None
+    lon, lat, split, quarantine = (column[known] for column in columns)
     lon = _unwrapped(lon)
     west, east, south, north = _extent(lon, lat)
     stretch = 1 / max(0.2, math.cos(math.radians((south + north) / 2)))

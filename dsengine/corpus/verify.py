@@ -138,6 +138,7 @@ def _check_index(corpus: Corpus | SeriesCorpus) -> list[Problem]:
     if problems:
         return problems
     placeless = not isinstance(corpus, Corpus)  # published series may come without their places
+    placeless = isinstance(corpus, SeriesCorpus)  # some published series and pixels come without their places
     tests: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "id": lambda v: v == np.arange(len(v)),
         "lon": lambda v: (np.abs(v) <= 180) | (np.isnan(v) & placeless),
