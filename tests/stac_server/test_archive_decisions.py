@@ -151,6 +151,8 @@ def test_answers_that_point_elsewhere_are_not_followed(sample_data: Path, tmp_pa
             find = Finder(http, {"s2": _with_api(PRESETS["planetary_computer"], api, "sentinel-2-l2a")}, ALL)
             with pytest.raises(RunError, match="no http"):
                 find("s2", Grid(32659, 600000.0, 6400020.0, 132, 10.0), Window(0, DAY_NS))
+    with Http(Patience(tries=1)) as http, pytest.raises(RunError, match="no http"):
+        Finder(http, {"s2": _with_api(PRESETS["planetary_computer"], str(tmp_path / "page.json"), "sentinel-2-l2a")}, ALL)
 
 
 def _square(lon: float, *, lat: float = 10.0, half: float = 0.5) -> dict[str, Any]:

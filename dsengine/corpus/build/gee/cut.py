@@ -91,7 +91,7 @@ def parse_pixels(reply: Reply, side: int, bands: Sequence[str]) -> dict[str, np.
     except (ValueError, KeyError, SyntaxError, TypeError, MemoryError, RecursionError):
         raise Broken(f"no .npy array, {len(reply.body)} bytes") from None
     names = [_NAMES[band] for band in bands]
-    if shape != (side, side) or columns_first or dtype.hasobject or list(dtype.names or ()) != names or any(dtype[n].kind not in "uif" for n in names):
+    if shape != (side, side) or columns_first or list(dtype.names or ()) != names or any(dtype[n].kind not in "uif" for n in names):
         raise Refused(f"pixels of shape {shape} and type {dtype}; expected ({side}, {side}) of {', '.join(names)}")
     if len(reply.body) - stream.tell() != side * side * dtype.itemsize:
         raise Broken(f"{len(reply.body) - stream.tell()} of {side * side * dtype.itemsize} bytes of pixels")
