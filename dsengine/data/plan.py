@@ -36,8 +36,8 @@ class LoadPlan:
 
 
 def make_plan(corpus: Corpus, views: Sequence[View], *, global_batch: int, split: str = "train", where: str | None = None,
-              limit: int | None = None, seed: int = 0, rank: int = 0, world: int = 1, device: str | torch.device = "cpu", dtype: torch.dtype = torch.float32,
-              pad_channels: bool = False) -> LoadPlan:
+              limit: int | None = None, seed: int = 0, rank: int = 0, world: int = 1, device: str | torch.device = "cpu",
+              dtype: torch.dtype = torch.float32, pad_channels: bool = False) -> LoadPlan:
     """The checked plan of the split's patches that meet `where`; `limit` keeps that many, evenly spread. Raises UsageError."""
     contract = corpus.contract()
     views = sized(tuple(views), default_crop(corpus.patch_size))
