@@ -13,7 +13,8 @@ from rasterio.crs import CRS
 from rasterio.warp import transform as warp_points
 from rasterio.windows import Window
 
-from dsengine.corpus.schema import NODATA, UNKNOWN_TIME
+from dsengine.corpus.build.convert import scaled_to_int16
+from dsengine.corpus.schema import UNKNOWN_TIME
 from dsengine.errors import RunError, UsageError
 
 SAMPLE_SIDE = 512  # pixels: a sample has at most this many rows and columns
@@ -90,12 +91,9 @@ def valid_mask(raw: np.ndarray, nodata: float | None) -> np.ndarray:
 
 def to_stored(raw_CHW: np.ndarray, radiometry: Radiometry) -> tuple[np.ndarray, np.ndarray]:
     """int16 of raw numbers, and how many values a band (C,) were cut to +-32767."""
-    valid = valid_mask(raw_CHW, radiometry.nodata)
-    values = (np.where(valid, raw_CHW, 0).astype(np.float64) + radiometry.shift) * radiometry.gain + radiometry.bias
-    rounded = np.rint(values)
-    cut = np.clip(rounded, -32767, 32767)
-    saturated = ((cut != rounded) & valid).sum(axis=(1, 2))
-    return np.where(valid, cut, NODATA).astype(np.int16), saturated
+    stored, saturated = scaled_to_int16(raw_CHW.reshape(len(raw_CHW), -1), shift=radiometry.shift, gain=radiometry.gain, bias=radiometry.bias,
+                                        nodata=radiometry.nodata)
+    return stored.reshape(raw_CHW.shape), saturated
 
 
 def position(info: RasterInfo, *, x: float, y: float) -> tuple[float, float]:
