@@ -2,6 +2,8 @@
 
 import os
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +11,7 @@ from typing import Any, NamedTuple
 from dsengine.corpus.build import journal
 from dsengine.corpus.build.cluster import run_on_cluster
 from dsengine.corpus.build.grid import SplitRule
-from dsengine.corpus.build.shard import Block, Outline, write_shard
+from dsengine.corpus.build.shard import Block, Outline, Spread, encode_shard, write_shard
 from dsengine.corpus.build.workers import run_in_processes
 from dsengine.corpus.build.writer import CorpusWriter
 from dsengine.corpus.schema import LabelSpec, Layout
@@ -86,9 +88,7 @@ def build_corpus(out: str | os.PathLike[str], plan: Plan, *, workers: int = 1, s
         elif workers > 1 and len(missing) > 1:
             run_in_processes(job, missing, workers=min(workers, len(missing)), done=done)
         else:
-            for shard in missing:
-                job(shard, spread=writer.spread)
-                done(shard)
+            _run_here(job, missing, spread=writer.spread, done=done)
         return writer.finish()
 
 
@@ -101,6 +101,33 @@ class ShardJob:
     cut: Callable[[range], Block]
     worker_name: str  # as the writer was admitted
 
-    def __call__(self, shard: int, *, spread: Callable[..., Iterable[bytes]] = map) -> None:
-        with journal.task(self.storage, self.worker_name):
-            write_shard(self.storage, self.outline, shard, self.cut(self.outline.rows(shard)), spread=spread)
+    def prepare(self, shard: int, *, spread: Spread = map) -> Callable[[], None]:
+        """Cut and encode it; calling what is returned, in any thread, writes it."""
+        with ExitStack() as stack:
+            stack.enter_context(journal.task(self.storage, self.worker_name))
+            encoded = encode_shard(self.outline, shard, self.cut(self.outline.rows(shard)), spread=spread)
+            admitted = stack.pop_all()  # for as long as the writing takes
+
+        def write() -> None:
+            with admitted:
+                write_shard(self.storage, shard, encoded)
+
+        return write
+
+    def __call__(self, shard: int) -> None:
+        self.prepare(shard)()
+
+
+def _run_here(job: ShardJob, shards: Iterable[int], *, spread: Spread, done: Callable[[int], None]) -> None:
+    """Shards one after the other in this process; while one is written, the next is cut."""
+    with ThreadPoolExecutor(1, thread_name_prefix="dsengine-write") as pool:
+        before = None
+        for shard in shards:
+            write = job.prepare(shard, spread=spread)
+            if before is not None:
+                before[0].result()
+                done(before[1])
+            before = pool.submit(write), shard
+        if before is not None:
+            before[0].result()
+            done(before[1])

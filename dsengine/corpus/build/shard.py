@@ -18,6 +18,7 @@ from dsengine.errors import RunError, UsageError, nearest
 
 DEFAULTS: dict[str, Any] = {"epsg": UNKNOWN_EPSG, "x": np.nan, "y": np.nan, "time_s2": UNKNOWN_TIME, "time_s1": UNKNOWN_TIME,
                             "cloud_fraction": np.nan, "source": "", "shift_y": np.nan, "shift_x": np.nan, "quarantine": 0}
+Spread = Callable[[Callable[[np.ndarray], bytes], Iterable[np.ndarray]], Iterable[bytes]]
 MAX_FAULTS = 1000  # kept in the root's attributes
 
 
@@ -70,30 +71,40 @@ class Outline:
         return {"split_lon": "float64", "split_lat": "float64", **{name: INDEX_DTYPES[name] for name in names}, **self.columns}
 
 
-def write_shard(storage: Storage, outline: Outline, shard: int, block: Block, *,
-                spread: Callable[[Callable[[np.ndarray], bytes], Iterable[np.ndarray]], Iterable[bytes]] = map) -> None:
-    """Write all files of one shard and then its journal entry; equal input is equal bytes, wherever and whenever.
+class Encoded(NamedTuple):
+    """A shard ready to be written."""
+
+    files: list[tuple[str, list[bytes]]]  # key and parts of each
+    entry: dict[str, Any]  # of the journal
+
+
+def encode_shard(outline: Outline, shard: int, block: Block, *, spread: Spread = map) -> Encoded:
+    """The bytes of all files of one shard; equal input is equal bytes, wherever and whenever.
 
     `spread` maps the encoder over patches: the builtin, or that of a thread pool. Call it outside the main thread, or with a pool (see
-    `shards.encoder`). ValueError for a wrong shape, dtype or column, RunError when the storage refuses.
+    `shards.encoder`). ValueError for a wrong shape, dtype or column.
     """
     count = len(outline.rows(shard))
     columns = _columns(block, outline, count)
-    sums, valid, samples, files = {}, 0, 0, []
+    sums, valid, samples, images = {}, 0, 0, []
     for spec in outline.layout.arrays:
         x = _checked(block.arrays[spec.name], spec.name, (count, len(spec.bands), *[outline.layout.side(spec)] * 2), "int16")
         part, valid_NC = band_sums(x)
         sums[spec.name] = [*part, [int(v) for v in block.saturated.get(spec.name, [0] * len(spec.bands))]]
         valid, samples = valid + valid_NC.sum(axis=1), samples + x[0].size
-        files.append((spec.name, x))
+        images.append((spec.name, x))
     columns["nodata_fraction"] = (1.0 - valid / samples).astype(np.float32)
     labels = _labels(block, outline, count)
-    files += [(f"labels/{spec.name}", labels.pop(spec.name)) for spec in outline.layout.labels if spec.kind == "classmap"]
+    images += [(f"labels/{spec.name}", labels.pop(spec.name)) for spec in outline.layout.labels if spec.kind == "classmap"]
     entry = {"sums": sums, "columns": {name: values.tolist() for name, values in columns.items()},
              "labels": {name: values.tolist() for name, values in labels.items()}, "faults": [str(line) for line in block.faults]}
-    encoded = ((_key(name, shard, x), _shard(outline.layout, x, spread)) for name, x in files)
-    storage.concurrently(lambda item: on_disk(storage.path / item[0], lambda: storage.put(*item)), encoded)
-    on_disk(storage.path / journal.JOURNAL, lambda: journal.write_entry(storage, shard, entry))
+    return Encoded([(_key(name, shard, x), _shard(outline.layout, x, spread)) for name, x in images], entry)
+
+
+def write_shard(storage: Storage, shard: int, encoded: Encoded) -> None:
+    """Write all files of one shard and then its journal entry. RunError when the storage refuses."""
+    storage.concurrently(lambda item: on_disk(storage.path / item[0], lambda: storage.put(*item)), encoded.files)
+    on_disk(storage.path / journal.JOURNAL, lambda: journal.write_entry(storage, shard, encoded.entry))
 
 
 def on_disk(target: Path | Url, write: Callable[[], None]) -> None:
@@ -108,7 +119,7 @@ def _key(array: str, shard: int, x: np.ndarray) -> str:
     return "/".join((array, "c", str(shard), *["0"] * (x.ndim - 1)))
 
 
-def _shard(layout: Layout, x: np.ndarray, spread: Callable[..., Iterable[bytes]]) -> list[bytes]:
+def _shard(layout: Layout, x: np.ndarray, spread: Spread) -> list[bytes]:
     return shard_bytes(list(spread(encoder(layout.codec, x.dtype.itemsize), x)), layout.shard_patches)
 
 

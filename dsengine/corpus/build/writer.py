@@ -6,7 +6,7 @@ journal into index, splits and statistics, marks the root complete and removes t
 """
 
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import MappingProxyType
@@ -15,7 +15,7 @@ from typing import Any
 from dsengine.corpus.build import journal
 from dsengine.corpus.build.grid import SplitRule, split_rule
 from dsengine.corpus.build.metadata import corpus_store, dump
-from dsengine.corpus.build.shard import Block, Outline, on_disk, write_shard
+from dsengine.corpus.build.shard import Block, Outline, Spread, encode_shard, on_disk, write_shard
 from dsengine.corpus.build.summary import finished_store
 from dsengine.corpus.schema import Layout
 from dsengine.corpus.storage import Url, storage_at
@@ -75,14 +75,14 @@ class CorpusWriter:
         return len(self.outline.rows(self._next_shard()))
 
     @property
-    def spread(self) -> Callable[..., Iterator[bytes]]:
+    def spread(self) -> Spread:
         """`map` over this writer's encoding threads."""
         return self._pool.map
 
     def append(self, block: Block) -> None:
         """Write one shard of every array. Raises ValueError on a wrong shape or dtype, RunError when the disk refuses."""
         shard = self._next_shard()
-        write_shard(self.storage, self.outline, shard, block, spread=self.spread)
+        write_shard(self.storage, shard, encode_shard(self.outline, shard, block, spread=self.spread))
         self.written(shard)
 
     def written(self, shard: int) -> None:
