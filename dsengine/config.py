@@ -40,7 +40,7 @@ def load_file(path: str | Path) -> dict:
         settings = yaml.safe_load(Path(path).read_text())
     except FileNotFoundError as error:
         raise UsageError(f"--config {path}: no such file") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise UsageError(f"--config {path}: not readable YAML ({' '.join(str(error).split())})") from error
     if not isinstance(settings, dict):
         raise UsageError(f"--config {path}: must hold `key: value` lines, got {type(settings).__name__}")

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import yaml
 
+from dsengine.corpus.build.plain_yaml import plain_yaml
 from dsengine.errors import UsageError
 
 BASELINE_OFFSET = -1000
@@ -89,12 +89,12 @@ def read_table(path: Path) -> dict[str, int]:
     try:
         text = path.read_text()
         if path.suffix.lower() in (".yaml", ".yml"):
-            rows = list((yaml.safe_load(text) or {}).items())
+            rows = list((plain_yaml(text) or {}).items())
         else:
             rows = [(row[0], row[1]) for row in csv.reader(text.splitlines()) if row and not row[0].lstrip().startswith("#")]
             rows = rows[1:] if rows and not is_number(rows[0][1]) else rows
         return {str(stem).strip(): int(str(value).strip()) for stem, value in rows}
-    except (OSError, ValueError, IndexError, AttributeError, yaml.YAMLError) as error:
+    except (OSError, ValueError, IndexError, AttributeError) as error:
         raise UsageError(f"--s2-offset {path}: not a table of file stem and offset ({error}); legal: auto, 0, -1000, or "
                          "a CSV with lines `stem,-1000`, or YAML with lines `stem: -1000`") from error
 

@@ -1,5 +1,7 @@
 """Reading GeoTIFFs through rasterio: what a file is, a coarse sample of it, and windows as stored int16."""
 
+import math
+import os
 import re
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,6 +21,10 @@ from dsengine.errors import RunError, UsageError
 
 SAMPLE_SIDE = 512  # pixels: a sample has at most this many rows and columns
 _TIME_TAGS = ("datetime", "PRODUCT_START_TIME", "DATATAKE_1_DATATAKE_SENSING_START")  # not TIFFTAG_DATETIME: that is the file's own
+
+
+DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG", ".img": "HFA", ".vrt": "VRT"}
+MAX_BLOCK = 1 << 27  # pixels of one tile or strip, which GDAL unpacks whole
 
 
 class RasterInfo(NamedTuple):
@@ -46,10 +52,23 @@ class Radiometry(NamedTuple):
     nodata: float | None = None
 
 
+def open_raster(path: str | os.PathLike[str]) -> rasterio.DatasetReader:
+    """Open a raster by the driver that its name says: GDAL would also open a .tif that is a list of other files or of URLs.
+
+    Raises rasterio's RasterioIOError when it cannot be opened, UsageError when its name says none of the legal formats.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix not in DRIVERS:
+        raise UsageError(f"{path}: legal: files ending in {', '.join(DRIVERS)}")
+    return rasterio.open(path, driver=DRIVERS[suffix])
+
+
 def describe(path: Path) -> RasterInfo:
-    """Header of a raster. UsageError when it cannot be opened, has no CRS in metres, or is rotated."""
+    """Header of a raster. UsageError when it cannot be opened, has no CRS in metres, is rotated, or is stored in huge pieces."""
     try:
-        with rasterio.open(path) as file:
+        with open_raster(path) as file:
+            if (pixels := max(math.prod(block) for block in file.block_shapes)) > MAX_BLOCK:
+                raise UsageError(f"{path} is stored in pieces of {pixels:,} pixels; legal: up to {MAX_BLOCK:,}: write it with tiles")
             info = RasterInfo(path, file.count, file.dtypes[0], file.shape, file.crs, file.transform, file.nodata, file.descriptions,
                               file.scales[0], file.offsets[0], file.tags())
     except rasterio.errors.RasterioIOError as error:
@@ -64,14 +83,14 @@ def describe(path: Path) -> RasterInfo:
 
 def sample(path: Path, index: int) -> np.ndarray:
     """One band, thinned to at most 512 x 512 by nearest neighbour, flat."""
-    with rasterio.open(path) as file:
+    with open_raster(path) as file:
         shape = tuple(min(side, SAMPLE_SIDE) for side in file.shape)
         return file.read(index, out_shape=shape).reshape(-1)
 
 
 def distinct_values(path: Path) -> set[int]:
     """Every value of the first band, read block by block."""
-    with rasterio.open(path) as file:
+    with open_raster(path) as file:
         return {int(value) for _, window in file.block_windows(1) for value in np.unique(file.read(1, window=window))}
 
 

@@ -13,7 +13,7 @@ from dsengine.corpus.build.offset import Decision
 from dsengine.corpus.build.pairing import Layer, Site
 from dsengine.corpus.build.plan import Plan
 from dsengine.corpus.build.radiometry import s1_radiometry, s2_offsets, s2_radiometry
-from dsengine.corpus.build.raster import Radiometry, RasterInfo, acquired, distinct_values, lonlat, position, read_window, to_stored
+from dsengine.corpus.build.raster import Radiometry, RasterInfo, acquired, distinct_values, lonlat, open_raster, position, read_window, to_stored
 from dsengine.corpus.build.writer import Block
 from dsengine.corpus.labels import class_table
 from dsengine.corpus.schema import UNKNOWN_EPSG, UNKNOWN_TIME, LabelSpec, standard_layout
@@ -145,7 +145,7 @@ def _cut(patches: Sequence[Patch], sites: Mapping[str, Site], radiometry: Mappin
 
 
 def _readers(layer: Layer, stack: ExitStack) -> list[tuple[rasterio.DatasetReader, int]]:
-    opened = {info.path: stack.enter_context(rasterio.open(info.path)) for info in layer.files}
+    opened = {info.path: stack.enter_context(open_raster(info.path)) for info in layer.files}
     return [(opened[channel.path], channel.index) for channel in layer.channels]
 
 

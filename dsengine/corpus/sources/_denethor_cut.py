@@ -65,7 +65,7 @@ def planet(path: str, row: np.ndarray, column: np.ndarray, shape: tuple[int, int
     expected = tuple(round(side * _planet.RATIO) for side in shape)
     rows, columns = _planet.neighbours(row, expected[0]), _planet.neighbours(column, expected[1])
     try:
-        with rasterio.open(path) as file:
+        with rasterio.open(path, driver="GTiff") as file:
             if file.shape != expected or file.count != len(_planet.PLANET_BANDS):
                 raise RunError(f"{path}: {file.count} bands of {file.shape}; legal: {len(_planet.PLANET_BANDS)} of {expected}")
             found = np.empty((len(row), file.count, 9), file.dtypes[0])

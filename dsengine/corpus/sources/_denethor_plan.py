@@ -188,7 +188,7 @@ def _planet_scale(tile: _denethor_tile.Tile, given: str) -> float:
 
     path = tile.planet[0][1]
     try:
-        with rasterio.open(path) as file:
+        with rasterio.open(path, driver="GTiff") as file:
             shape, crs, bounds, count = file.shape, file.crs, file.bounds, file.count
             values = file.read(out_shape=(count, min(shape[0], 512), min(shape[1], 512)))
     except rasterio.errors.RasterioError as error:

@@ -81,7 +81,7 @@ def read_bands(paths: Sequence[Path], *, side: int, kind: str) -> tuple[np.ndarr
 def read_raster(path: Path, *, side: int, count: int, kind: str) -> tuple[np.ndarray, Place]:
     """(count, side, side) raw numbers of one file and its grid. Raises RunError naming the file."""
     try:
-        with rasterio.open(path) as file:
+        with rasterio.open(path, driver="GTiff") as file:
             place = Place(file.crs, file.transform)
             if (file.count, file.shape) != (count, (side, side)):  # before it is read: the header may claim any size
                 raise RunError(f"{path} has {file.count} bands of {file.height} x {file.width} pixels; legal: {count} of {side} x {side}")
