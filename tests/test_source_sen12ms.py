@@ -171,6 +171,13 @@ def test_values_that_are_not_finite_become_nodata_and_are_reported(copy: Path, t
     assert [line.split(":")[0] for line in corpus.attributes["faults"]] == [str(path_of(Path(), "s1", p)) for p in PATCHES[1:3]]
 
 
+def test_numbers_beyond_int16_are_cut_and_counted(copy: Path, tmp_path: Path) -> None:
+    edit(copy, "s2", PATCHES[0], ((4, 0, slice(0, 3)), (32767, 32768, 65535)))
+    corpus = build(copy, tmp_path / "c", "--labels", "none")
+    assert corpus.read([0], "s2")[0, 4, 0, :4].tolist() == [32767, 32767, 32767, 500]
+    assert corpus.arrays["s2"].attrs["saturated"] == [0, 0, 0, 0, 2] + [0] * 8
+
+
 def test_fill_values_of_the_legend_are_ignored_and_unknown_values_are_named(copy: Path, tmp_path: Path) -> None:
     edit(copy, "lc", PATCHES[0], ((0, 0, 0), 0), ((0, 0, 1), 255))
     assert build(copy, tmp_path / "c").labels["igbp"][0, 0, :3].tolist() == [255, 255, 10]

@@ -30,7 +30,12 @@ def store_s1(db_CHW: np.ndarray, *, gain: float = 1.0, shift: float = 0.0) -> St
 
 
 def _store(raw_CHW: np.ndarray, valid: np.ndarray, *, gain: float, shift: float) -> Stored:
-    rounded = np.rint(np.where(valid, raw_CHW, 0).astype(np.float64) * gain + shift)
-    cut = np.clip(rounded, -32767, 32767)
-    saturated = ((cut != rounded) & valid).sum(axis=(1, 2))
-    return Stored(np.where(valid, cut, NODATA).astype(np.int16), saturated)
+    if raw_CHW.dtype.kind in "ui" and gain == 1 and shift == int(shift):  # numbers of S2: half the time of float64
+        values = raw_CHW.astype(np.int32 if raw_CHW.dtype.itemsize < 4 else np.int64) + int(shift)
+    else:
+        values = raw_CHW.astype(np.float64) * gain + shift
+        np.rint(values, out=values)
+    saturated = ((np.abs(values) > 32767) & valid).sum(axis=(1, 2))
+    np.clip(values, -32767, 32767, out=values)
+    np.copyto(values, NODATA, where=~valid)
+    return Stored(values.astype(np.int16), saturated)
