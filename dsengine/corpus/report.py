@@ -48,7 +48,7 @@ def damage_table(problems: Sequence[Problem], path: Path | Url) -> Table:
     return table
 
 
-def verdict(path: Path, result: Verified, *, before: np.ndarray, after: np.ndarray, rest: Sequence[Problem]) -> str:
+def verdict(path: Path | Url, result: Verified, *, before: np.ndarray, after: np.ndarray, rest: Sequence[Problem]) -> str:
     """The last line of `corpus verify`; `before` and `after` are column `quarantine`, `rest` the problems outside quarantine."""
     what = result.corpus.kind if isinstance(result.corpus, SeriesCorpus) else "patches"
     line = f"{path}: {result.num_chunks} chunks of {len(result.corpus)} {what} checked, {len(result.problems)} problems"

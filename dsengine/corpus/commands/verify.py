@@ -20,19 +20,21 @@ def run(args: argparse.Namespace) -> int:
     from dsengine.corpus.quarantine import left_over, marks, release, set_aside
     from dsengine.corpus.report import damage_table, verdict
     from dsengine.corpus.seal import seal
+    from dsengine.corpus.storage import located
     from dsengine.corpus.verify import verify_path
 
+    path = located(args.path)
     if args.seal:
-        seal(args.path)
+        seal(path)
     with progress_bar("patches", None) as advance:
-        result = verify_path(args.path, progress=advance)
+        result = verify_path(path, progress=advance)
     if result.problems:
-        console().print(damage_table(result.problems, args.path))
+        console().print(damage_table(result.problems, path))
     if result.corpus is None:
-        console().print(f"{args.path}: cannot be opened, so its patches were not checked; {len(result.problems)} problems", markup=False, soft_wrap=True)
+        console().print(f"{path}: cannot be opened, so its patches were not checked; {len(result.problems)} problems", markup=False, soft_wrap=True)
         return 1
     before = marks(result.corpus)
     after = (set_aside if args.quarantine else release)(result.corpus, result.problems) if args.quarantine or args.release else before
     rest = left_over(result.problems, after)
-    console().print(verdict(args.path, result, before=before, after=after, rest=rest), markup=False, soft_wrap=True)
+    console().print(verdict(path, result, before=before, after=after, rest=rest), markup=False, soft_wrap=True)
     return 1 if rest else 0
