@@ -174,7 +174,7 @@ def located(path: "str | os.PathLike[str] | Url") -> Path | Url:
     return Url(f"{scheme}://{'/'.join(parts)}")
 
 
-def absolute(path: "str | os.PathLike[str]") -> str:
+def absolute(path: "str | os.PathLike[str] | Url") -> str:
     """The same place whatever the current folder."""
     place = located(path)
     return str(place.resolve()) if isinstance(place, Path) else str(place)

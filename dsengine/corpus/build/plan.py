@@ -75,21 +75,27 @@ def build_corpus(out: str | os.PathLike[str], plan: Plan, *, workers: int = 1, s
         raise UsageError("workers and scheduler exclude each other: a cluster has workers of its own")
     with CorpusWriter(out, layout=plan.layout, num_patches=plan.num_patches, made_by=plan.made_by, seed=plan.seed, columns=plan.columns,
                       split=plan.split) as writer:
-        job = ShardJob(storage=storage_at(absolute(out)), outline=writer.outline, cut=plan.cut, worker_name=writer.worker_name)
-        missing = writer.missing
+        return carry_out(writer, plan, workers=workers, scheduler=scheduler, progress=progress)
 
-        def done(shard: int) -> None:
-            writer.written(shard)
-            if progress:
-                progress(writer.num_written, plan.num_patches)
 
-        if scheduler is not None:
-            run_on_cluster(job, missing, address=scheduler, done=done)
-        elif workers > 1 and len(missing) > 1:
-            run_in_processes(job, missing, workers=min(workers, len(missing)), done=done)
-        else:
-            _run_here(job, missing, spread=writer.spread, done=done)
-        return writer.finish()
+def carry_out(writer: CorpusWriter, plan: Plan, *, workers: int = 1, scheduler: str | None = None,
+              progress: Callable[[int, int], None] | None = None) -> Path | Url:
+    """The same with the writer of `plan` at hand."""
+    job = ShardJob(storage=storage_at(absolute(writer.path)), outline=writer.outline, cut=plan.cut, worker_name=writer.worker_name)
+    missing = writer.missing
+
+    def done(shard: int) -> None:
+        writer.written(shard)
+        if progress:
+            progress(writer.num_written, plan.num_patches)
+
+    if scheduler is not None:
+        run_on_cluster(job, missing, address=scheduler, done=done)
+    elif workers > 1 and len(missing) > 1:
+        run_in_processes(job, missing, workers=min(workers, len(missing)), done=done)
+    else:
+        _run_here(job, missing, spread=writer.spread, done=done)
+    return writer.finish()
 
 
 @dataclass(frozen=True, kw_only=True)
