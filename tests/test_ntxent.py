@@ -181,6 +181,8 @@ def test_the_op_compiles_whole_and_passes_opcheck() -> None:
     z = _rows(2, 6, 5)
     compiled = torch.compile(lambda z: nt_xent(z, 0.1), fullgraph=True, backend="aot_eager")
     _assert_equal(compiled(z), nt_xent(z, 0.1), (z,), 1e-12)
+    q, k = _rows(4, 5), _rows(6, 5)
+    _assert_equal(torch.compile(info_nce, fullgraph=True, backend="aot_eager")(q, k), info_nce(q, k), (q, k), 1e-12)
     z_BVD, inv_norm = torch.ops.dsengine.ntxent_normalise(z.detach())
     rows, inv_tau = z_BVD.transpose(0, 1), torch.tensor(10.0, dtype=torch.float64)
     weight = torch.zeros(2, 6, 2, dtype=torch.float64)

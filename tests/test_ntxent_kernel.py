@@ -28,7 +28,7 @@ def interpreted(tmp_path_factory: pytest.TempPathFactory) -> dict:
 
 def test_interpreted_kernels_are_at_most_twice_as_wrong_as_stock_torch(interpreted: dict) -> None:
     assert interpreted["poisoned"], "empty tensors were not filled with NaN"
-    assert len(interpreted["errors"]) == 11
+    assert len(interpreted["errors"]) == 15
     for case, quantities in interpreted["errors"].items():
         assert len(quantities) >= 2
         # At |s| = 100 a rounding of s alone moves loss and gradient by about 1e-5.
@@ -39,6 +39,10 @@ def test_interpreted_kernels_are_at_most_twice_as_wrong_as_stock_torch(interpret
 
 def test_interpreted_kernels_give_own_rows_what_the_whole_batch_gives_them(interpreted: dict) -> None:
     assert interpreted["own_rows"] < 1e-5
+
+
+def test_interpreted_kernels_read_strided_rows_in_place_and_pass_torchs_checks(interpreted: dict) -> None:
+    assert interpreted["strided"] and interpreted["checked"] == 3
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")

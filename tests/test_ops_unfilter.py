@@ -58,6 +58,10 @@ def test_every_size_and_tail_equals_the_definition(filter: str, typesize: int, n
         assert torch.equal(ops.unfilter(raw, filter, typesize, block_bytes), unfilter_reference(raw, filter, typesize, block_bytes))
 
 
+def test_no_chunks_at_all_give_none() -> None:
+    assert ops.unfilter(torch.zeros(0, 12, dtype=torch.uint8), "shuffle", 2, 64).shape == (0, 12)
+
+
 @pytest.mark.parametrize("filter", FILTERS)
 @pytest.mark.parametrize("typesize, num_bytes, block_bytes", [(2, 1000, 1 << 20), (2, 1024, 256), (2, 1001, 77), (4, 515, 128), (3, 99, 24)])
 def test_the_cuda_source_run_on_the_host_equals_the_cpu_op(host_cuda, filter: str, typesize: int, num_bytes: int, block_bytes: int) -> None:

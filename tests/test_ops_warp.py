@@ -59,6 +59,14 @@ def test_quarter_turns_flips_and_whole_shifts_are_exact() -> None:
     assert torch.equal(ops.warp(x, torch.tensor([[[1.0, 0.0, 2.0], [0.0, 1.0, 1.0]]]), 3, 4), x[:, :, 2:5, 1:5])
 
 
+def test_positions_that_are_no_number_or_far_away_are_past_the_image_and_no_image_at_all_is_no_view() -> None:
+    x = image(3, 2, 6, 6)
+    theta = torch.tensor([[[1.0, 0.0, math.nan], [0.0, 1.0, 0.0]], [[1.0, 0.0, 0.0], [0.0, 1.0, math.inf]], [[1e30, 0.0, 5.0], [0.0, 1.0, -1e30]]])
+    assert (ops.warp(x, theta, 5, 5) == 0).all()
+    assert all(torch.isfinite(ops.warp(x, theta, 5, 5, border)).all() for border in ("edge", "mirror"))
+    assert ops.warp(x[:0], theta[:0], 5, 4).shape == (0, 2, 5, 4) and ops.blur(x[:0], torch.zeros(0), 2).shape == (0, 2, 6, 6)
+
+
 def test_nan_outside_the_view_stays_outside() -> None:
     x = image(1, 1, 8, 8)
     x[0, 0, 5:] = float("nan")

@@ -29,6 +29,16 @@ def test_the_soft_margin_matches_autograd_of_the_definition(shape: tuple[int, ..
     _assert_grads_match(loss, reference.triplet(a, p, torch.roll(p, 1, 0), 0.2, kind, True), [a, p])
 
 
+@pytest.mark.parametrize("soft_margin", [False, True])
+@pytest.mark.parametrize("kind", reference.DISTANCES)
+@pytest.mark.parametrize("shape", [(4, 3), (3, 2, 1, 2)])
+def test_the_definition_and_the_op_pass_gradcheck(shape: tuple[int, ...], kind: str, soft_margin: bool) -> None:
+    inputs = _inputs(shape)
+    assert torch.autograd.gradcheck(lambda a, p, n: reference.triplet(a, p, n, 0.5, kind, soft_margin), inputs)
+    assert torch.autograd.gradcheck(lambda a, p, n: triplet(a, p, n, 0.5, kind, soft_margin=soft_margin)[0], inputs)
+    assert torch.autograd.gradcheck(lambda a, p: triplet(a, p, None, 0.5, kind, 1, soft_margin=soft_margin)[0], inputs[:2])
+
+
 @pytest.mark.parametrize("rows_per_block", [1, 2, 3, 100])
 @pytest.mark.parametrize("rows", range(2, 9))
 def test_blocks_of_rows_do_not_change_the_gradient_whatever_the_shift(monkeypatch: pytest.MonkeyPatch, rows: int,

@@ -26,6 +26,21 @@ def test_no_kernel_spills_or_asks_for_more_shared_memory_than_there_is(folder: s
     assert rows and all(len(re.findall(r"\d+ / 0 / [\d.]+", row)) == 3 for row in rows), done.stdout
 
 
+def test_sizes_of_one_which_triton_makes_constants_compile() -> None:
+    """The interpreter never sees them so: there they stay numbers."""
+    code = """
+import aot
+for kernel, (name, kernel, types, constants) in {case[1]: case for case in aot.cases()}.items():
+    ones = {p.name: 1 for p in kernel.params if p.name not in constants and types[p.name][:3] in ("i32", "i64")
+            and not p.do_not_specialize and not p.annotation_type}
+    assert not aot.compile_case((name, kernel, types, constants | ones), 90).problem
+    print(*sorted(ones))
+"""
+    environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | {"PYTHONPATH": str(ROOT / "bench")}
+    done = subprocess.run([sys.executable, "-P", "-c", code], env=environment, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0 and "channels parts" in done.stdout, f"{done.stdout}\n{done.stderr[-4000:]}"
+
+
 def test_a_spill_and_too_much_shared_memory_are_reported() -> None:
     sys.path.append(str(ROOT / "bench"))
     import aot

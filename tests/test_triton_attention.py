@@ -13,7 +13,7 @@ from triton_interpreter import DEVICE, assert_as_good_as_stock, needs_kernel, on
 from dsengine.kernels.attention import op  # noqa: E402
 
 # (B, N, Dk, Dv): sizes that break tiles, several tiles of each, both blocks of the encoder.
-SHAPES = [(1, 1, 1, 1), (3, 2, 7, 5), (2, 63, 8, 100), (1, 64, 64, 512), (2, 65, 17, 33), (1, 100, 70, 20), (1, 129, 3, 257),
+SHAPES = [(1, 1, 1, 1), (3, 2, 7, 5), (2, 63, 8, 100), (1, 64, 64, 512), (2, 65, 17, 33), (1, 100, 70, 20), (1, 129, 3, 257), (1, 255, 7, 128),
           (1, 256, 32, 256), (1, 257, 1, 1), (1, 1000, 5, 7)]
 NAMES = ("q", "k", "v", "x", "gamma")
 FLOOR = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}  # about two roundings of the largest value

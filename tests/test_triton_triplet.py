@@ -13,7 +13,8 @@ from triton_interpreter import DEVICE, assert_as_good_as_stock, needs_kernel, on
 from dsengine.kernels.triplet import op, reference  # noqa: E402
 
 pytestmark = pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy's, of values that tl.where discards
-SHAPES = [(1, 1), (2, 7), (63, 64), (257, 5), (5, 1025), (3, 5, 2, 3), (2, 130, 8, 8), (1, 3, 1, 1), (7, 512, 1, 2)]
+SHAPES = [(1, 1), (2, 7), (63, 64), (100, 128), (255, 1), (257, 5), (1000, 7), (2, 512), (5, 1025), (3, 5, 2, 3), (2, 130, 8, 8), (1, 3, 1, 1),
+          (7, 512, 1, 2)]
 # About one rounding of the output; in fp32 also a few of the distances (up to 40), whose difference of order 1 is the hinge.
 FLOOR = {torch.float32: 4e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3}
 

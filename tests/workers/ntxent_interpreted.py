@@ -18,7 +18,8 @@ CASES = [((2, 1, 1), torch.float32, 0.1, "pairs"), ((2, 63, 7), torch.float32, 0
          ((3, 100, 64), torch.float32, torch.tensor(0.1), "pairs"), ((3, 100, 33), torch.float32, 0.1, "all"),
          ((2, 129, 70), torch.float32, 1.0, "pairs"), ((4, 33, 130), torch.float16, 0.1, "pairs"),
          ((2, 200, 128), torch.bfloat16, 0.05, "pairs"), ((2, 100, 64), torch.float16, 0.01, "pairs"),
-         ((3, 63, 128), torch.bfloat16, torch.tensor(0.05), "all")]
+         ((3, 63, 128), torch.bfloat16, torch.tensor(0.05), "all"), ((2, 2, 512), torch.bfloat16, 0.1, "pairs"),
+         ((2, 255, 1), torch.float16, 0.1, "pairs"), ((2, 257, 128), torch.float32, 0.1, "all"), ((2, 1000, 7), torch.float32, 0.1, "pairs")]
 
 
 def _gradients(loss_of: Callable[..., Tensor], inputs: list[Tensor]) -> list[Tensor]:
@@ -53,6 +54,28 @@ def _own_rows() -> float:
     return max((w[:, own] - p).abs().max().item() for w, p in zip(whole, part))
 
 
+def _strided() -> bool:
+    """Whether rows that are apart in memory, features too, give what copied ones give, bit for bit."""
+    apart = torch.randn(63, 40, 6).permute(2, 0, 1)[::2, :, ::3]
+    strided, copied = (_gradients(op.nt_xent, [x]) for x in (apart, apart.contiguous()))
+    loss = op.nt_xent(apart.requires_grad_())
+    in_place = [loss.detach(), torch.autograd.grad(loss, apart)[0]]
+    return not apart.is_contiguous() and all(torch.equal(a, b) for other in (strided, in_place) for a, b in zip(other, copied))
+
+
+def _checked() -> int:
+    """Operators that torch's own checks passed, with the kernels behind them; a compiled loss equals the eager one."""
+    z = torch.randn(2, 9, 5)
+    z_BVD, inverse = torch.ops.dsengine.ntxent_normalise(z)
+    rows, inv_tau, weight = z_BVD.transpose(0, 1), torch.tensor(10.0), torch.zeros(2, 9, 2)
+    for name, arguments in (("normalise", (z,)), ("forward", (rows, rows, inv_tau, 0, True, True)),
+                            ("backward", (rows, rows, weight, weight, inverse, inv_tau, 0, 9, True, True))):
+        torch.library.opcheck(getattr(torch.ops.dsengine, f"ntxent_{name}").default, arguments)
+    compiled = torch.compile(op.nt_xent, fullgraph=True, backend="aot_eager")
+    assert all(torch.equal(a, b) for a, b in zip(_gradients(compiled, [z]), _gradients(op.nt_xent, [z])))
+    return 3
+
+
 def main(out: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -63,7 +86,8 @@ def main(out: str) -> None:
     for dtype in (torch.float32, torch.bfloat16):
         inputs = [torch.randn(63, 33).to(dtype), torch.randn(150, 33).to(dtype), torch.tensor(0.2)]
         results[f"info_nce {dtype}"] = _errors(op.info_nce, reference.info_nce, inputs)
-    Path(out).write_text(json.dumps(dict(poisoned=bool(torch.empty(3).isnan().all()), own_rows=_own_rows(), errors=results)))
+    Path(out).write_text(json.dumps(dict(poisoned=bool(torch.empty(3).isnan().all()), own_rows=_own_rows(), strided=_strided(), checked=_checked(),
+                                         errors=results)))
 
 
 if __name__ == "__main__":
