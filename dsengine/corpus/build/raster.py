@@ -108,11 +108,12 @@ def valid_mask(raw: np.ndarray, nodata: float | None) -> np.ndarray:
     return mask if nodata is None or np.isnan(nodata) else mask & (raw != nodata)
 
 
-def to_stored(raw_CHW: np.ndarray, radiometry: Radiometry) -> tuple[np.ndarray, np.ndarray]:
-    """int16 of raw numbers, and how many values a band (C,) were cut to +-32767."""
-    stored, saturated = scaled_to_int16(raw_CHW.reshape(len(raw_CHW), -1), shift=radiometry.shift, gain=radiometry.gain, bias=radiometry.bias,
-                                        nodata=radiometry.nodata)
-    return stored.reshape(raw_CHW.shape), saturated
+def to_stored(raw_CHW: np.ndarray, radiometry: Radiometry, out_CHW: np.ndarray | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """int16 of raw numbers, in `out` where that is given (C-contiguous), and how many values a band (C,) were cut to +-32767."""
+    stored = np.empty(raw_CHW.shape, np.int16) if out_CHW is None else out_CHW
+    flat = (len(raw_CHW), -1)
+    return stored, scaled_to_int16(raw_CHW.reshape(flat), stored.reshape(flat), shift=radiometry.shift, gain=radiometry.gain, bias=radiometry.bias,
+                                   nodata=radiometry.nodata)
 
 
 def position(info: RasterInfo, *, x: float, y: float) -> tuple[float, float]:

@@ -127,20 +127,19 @@ def _made_by(sites: Mapping[str, Site], options: Options, offsets: Mapping[str, 
 
 def _cut(patches: Sequence[Patch], sites: Mapping[str, Site], radiometry: Mapping[str, Mapping[str, Radiometry]], *,
          labels: Sequence[LabelSpec], size: int) -> Block:
-    arrays: dict[str, list[np.ndarray]] = {sensor: [] for sensor in radiometry[patches[0].site]}
+    first = sites[patches[0].site]
+    arrays = {sensor: np.empty((len(patches), len(first[sensor].channels), size, size), np.int16) for sensor in radiometry[patches[0].site]}
     maps: dict[str, list[np.ndarray]] = {label.name: [] for label in labels}
     saturated: dict[str, Any] = dict.fromkeys(arrays, 0)
     for name in dict.fromkeys(patch.site for patch in patches):
         with ExitStack() as stack:
             readers = {part: _readers(layer, stack) for part, layer in sites[name].items()}
-            for patch in (p for p in patches if p.site == name):
+            for number, patch in ((k, p) for k, p in enumerate(patches) if p.site == name):  # rows of a site are consecutive
                 for sensor, made in radiometry[name].items():
-                    stored, cut = to_stored(_read(readers[sensor], patch, size), made)
-                    arrays[sensor].append(stored)
-                    saturated[sensor] = saturated[sensor] + cut
+                    saturated[sensor] = saturated[sensor] + to_stored(_read(readers[sensor], patch, size), made, arrays[sensor][number])[1]
                 for label in labels:
                     maps[label.name].append(_read(readers[f"label {label.name}"], patch, size)[0])
-    return Block({k: np.stack(v) for k, v in arrays.items()}, _columns(patches, sites, size=size),
+    return Block(arrays, _columns(patches, sites, size=size),
                  {k: np.stack(v) for k, v in maps.items()}, {k: v.tolist() for k, v in saturated.items()})
 
 
