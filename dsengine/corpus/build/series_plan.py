@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,18 @@ class BlockJob:
     cut: Callable[[range], SeriesBlock]
     worker_name: str  # as the writer was admitted
 
+    def prepare(self, block: int, *, spread: Spread = map) -> Callable[[], None]:
+        """Cut it; calling what is returned, in any thread, encodes and writes it."""
+        with ExitStack() as stack:
+            stack.enter_context(journal.task(self.storage, self.worker_name))
+            values = self.cut(self.outline.rows(block))
+            admitted = stack.pop_all()  # for as long as the writing takes
+
+        def write() -> None:
+            with admitted:
+                write_block(self.storage, self.outline, block, values, spread=spread)
+
+        return write
+
     def __call__(self, block: int, *, spread: Spread = map) -> None:
-        with journal.task(self.storage, self.worker_name):
-            write_block(self.storage, self.outline, block, self.cut(self.outline.rows(block)), spread=spread)
+        self.prepare(block, spread=spread)()

@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 
-from dsengine.corpus.build import journal
 from dsengine.corpus.build.grid import split_rule
 from dsengine.corpus.build.metadata import dump
 from dsengine.corpus.build.plan import Plan
-from dsengine.corpus.build.shard import Outline, write_shard
+from dsengine.corpus.build.shard import Outline, encode_shard
 from dsengine.corpus.build.summary import Summary, summed_store
 from dsengine.corpus.edit.copy import Changes, copy_plan, origin
 from dsengine.corpus.index import Corpus, open_corpus
@@ -59,12 +58,11 @@ def _write(staging: LocalStorage, corpus: Corpus, plan: Plan, outline: Outline, 
             block = plan.cut(outline.rows(shard))
             if shard == first and old:
                 partial = {name: band_sums(x[:old])[0] for name, x in block.arrays.items()}
-            write_shard(staging, outline, shard, block, spread=pool.map)
-            summary.add(shard, json.loads(staging.get(f"{journal.JOURNAL}/{shard:08d}.json")))
-            staging.delete([f"{journal.JOURNAL}/{shard:08d}.json"])
+            encoded = encode_shard(outline, shard, block, spread=pool.map)
+            staging.concurrently(lambda item: staging.put(*item), encoded.files)
+            summary.add(shard, encoded.entry)
             if progress:
                 progress(outline.rows(shard).stop - first * size, outline.num_patches - first * size)
-    (staging.path / journal.JOURNAL).rmdir()
     if first:
         summary.add_rows(range(first * size), _kept(corpus, outline, first * size, partial))
     return summary
