@@ -66,6 +66,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
             log.say("no held-out loss: that takes 2 patches")
         elif _num_places(corpus, "val", config.data.where) < 2:
             log.say("held-out loss: fixed views of all splits, because the val split lies in fewer than 2 places")
+        if held_back := int((corpus.index.quarantine != 0).sum()):
+            log.say(f"patches in quarantine, left out: {held_back}")
         for sentence in passed_over:
             log.say(f"passed over a damaged checkpoint: {sentence}")
         if start:
