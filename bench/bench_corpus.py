@@ -28,7 +28,7 @@ from dsengine.corpus.sources import geotiff
 from dsengine.corpus.stats import measure
 from dsengine.corpus.synth import synthesize
 
-SITES, SIDE, SIZE, PAIRS = 16, 1024, 128, 10
+SITES, SIDE, SIZE, PAIRS = 32, 1024, 128, 6
 PROFILES = {"deflate": {"compress": "deflate", "predictor": 2, "tiled": True, "blockxsize": 512, "blockysize": 512},
             "uncompressed": {"tiled": True, "blockxsize": 512, "blockysize": 512}}
 Read = tuple[Path, int, int]

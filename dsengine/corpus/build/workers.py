@@ -1,5 +1,6 @@
 """Shards made by processes of this machine. They end with their parent, however that ends, and are not asked for more after a failure."""
 
+import ctypes
 import multiprocessing
 import os
 import signal
@@ -15,6 +16,8 @@ from multiprocessing.process import BaseProcess
 from typing import NamedTuple, Protocol
 
 from dsengine.errors import RunError
+
+_M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 
 
 class Job(Protocol):
@@ -103,6 +106,10 @@ def _outcome(worker: _Worker) -> tuple[int, Exception | None]:
 
 def _serve(connection: Connection, job: Job) -> None:
     """What a worker process does."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc: keep the memory of one shard for the next, which saves a tenth of the work
+        libc.mallopt(_M_MMAP_MAX, 0)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     work = threading.Thread(target=_work, args=(connection, job))  # not the main thread: see `shards.encoder`
     work.start()
