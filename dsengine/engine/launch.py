@@ -29,6 +29,7 @@ from dsengine import dist
 from dsengine.config import RunConfig
 from dsengine.corpus import open_corpus
 from dsengine.corpus.default import default_corpus
+from dsengine.corpus.storage import absolute
 from dsengine.data.plan import make_plan
 from dsengine.data.sample import sized
 from dsengine.engine import checkpoint, plan
@@ -77,7 +78,7 @@ def run(config: RunConfig, *, resume: bool = False) -> Path:
     contract = corpus.contract()
     if resume:
         checkpoint.check_resumable(Path(config.out), contract, what=f"corpus {config.corpus}")
-    config = replace(config, corpus=str(Path(config.corpus).resolve()))
+    config = replace(config, corpus=absolute(config.corpus))
     config = plan.complete(config, corpus, ranks=ranks, device=torch.device(kind))
     make_plan(corpus, sized(fresh_method(config, len(corpus.bands)).views, config.data.size), global_batch=config.train.batch_size,
               where=config.data.where)

@@ -24,6 +24,6 @@ def run(args: argparse.Namespace) -> int:
     with progress_bar("patches", len(corpus)) as advance:
         num_pairs = write_neighbours(corpus, radius_km=args.radius_km, where=args.where, progress=advance)
     num_rows = open_patches(args.path).neighbours.attributes["rows"]
-    console().print(f"{args.path}: {num_pairs:,} neighbours of {num_rows:,} patches within {args.radius_km:g} km, "
+    console().print(f"{corpus.path}: {num_pairs:,} neighbours of {num_rows:,} patches within {args.radius_km:g} km, "
                     f"{num_pairs / max(num_rows, 1):.1f} each", markup=False, soft_wrap=True)
     return 0

@@ -24,5 +24,5 @@ def run(args: argparse.Namespace) -> int:
         found = measure_corpus(corpus, again=args.again, progress=advance)
     known = {"cloud fraction": found.cloud_fraction, "shift": found.shift_y}
     counts = ", ".join(f"{name} of {np.count_nonzero(~np.isnan(values)):,}" for name, values in known.items())
-    console().print(f"{args.path}: {counts} of {len(corpus):,} patches", markup=False, soft_wrap=True)
+    console().print(f"{corpus.path}: {counts} of {len(corpus):,} patches", markup=False, soft_wrap=True)
     return 0
