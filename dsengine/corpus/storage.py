@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from zarr.abc.store import Store
 
 SCHEMES = ("s3", "gs", "az")
+FOREIGN = ("abfs", "abfss", "file", "ftp", "gcs", "hdfs", "http", "https", "s3a", "s3n")  # names for which no folder is meant
 
 
 class Url:
@@ -161,7 +162,7 @@ def located(path: "str | os.PathLike[str] | Url") -> Path | Url:
     text = os.fspath(path)
     # One slash is enough: where an argument is declared as a Path, that has taken the other one out.
     found = re.fullmatch(r"([A-Za-z][A-Za-z0-9+.-]*):(//?)(.*)", text, re.DOTALL)
-    if not found or (found[2] == "/" and found[1] not in SCHEMES):
+    if not found or (found[2] == "/" and found[1] not in SCHEMES + FOREIGN):
         return Path(text)
     scheme, parts = found[1], found[3].removesuffix("/").split("/")
     if scheme not in SCHEMES:
