@@ -5,7 +5,7 @@
 
 #define DSE_API extern "C" __attribute__((visibility("default")))
 
-enum { DSE_MAX_SOURCES = 8, DSE_MAX_BANDS = 64, DSE_MAX_CHANNELS = 80 };
+enum { DSE_MAX_SOURCES = 8, DSE_MAX_BANDS = 64, DSE_MAX_CHANNELS = 80, DSE_MAX_STREAM_SOURCES = 32 };
 
 enum dse_status {
   DSE_OK = 0,
@@ -16,6 +16,7 @@ enum dse_status {
   DSE_NO_CUDA = 5,       // built without nvcc
   DSE_BAD_ISA = 6,       // not an instruction set of this CPU
   DSE_NO_MEMORY = 7,
+  DSE_BAD_BLOCK = 8,     // a block or one of its streams leaves its buffer
   DSE_CUDA_ERROR = 1000  // 1000 + cudaError_t
 };
 
@@ -68,6 +69,22 @@ enum dse_filter { DSE_FILTER_NONE = 0, DSE_FILTER_SHUFFLE = 1, DSE_FILTER_BITSHU
 DSE_API int dse_unfilter_cpu(const dse_unfilter_args* args, int32_t num_threads);
 DSE_API int dse_unfilter_cuda(const dse_unfilter_args* args, void* stream);
 
+// The same for blocks whose streams lie anywhere in several buffers, each block going to its own place. See unfilter/streams.h.
+// A block that leaves a buffer is refused on the CPU and skipped on a GPU, where it cannot be reported without waiting.
+typedef struct {
+  const uint8_t* source[DSE_MAX_STREAM_SOURCES];
+  int64_t source_bytes[DSE_MAX_STREAM_SOURCES];
+  uint8_t* out;
+  const int64_t* blocks;   // (num_blocks, 6): offset in out, bytes, first stream, streams (1 or typesize), typesize, dse_filter
+  const int64_t* streams;  // (num_streams, 2): source, offset in it
+  int64_t out_bytes, num_blocks, num_streams;
+  int64_t block_bytes;  // of the usual block: how many threads one gets on a GPU
+  int32_t num_sources;
+} dse_unfilter_streams_args;
+
+DSE_API int dse_unfilter_streams_cpu(const dse_unfilter_streams_args* args, int32_t num_threads);
+DSE_API int dse_unfilter_streams_cuda(const dse_unfilter_streams_args* args, void* stream);
+
 // Geometric views and blur of channels-last images, in and out of type `type`; arithmetic in float. See warp/warp.h.
 typedef struct {
   const void* in;      // (num_samples, height, width, channels)
@@ -97,6 +114,23 @@ DSE_API int dse_warp_cpu(const dse_warp_args* args, int32_t num_threads, int32_t
 DSE_API int dse_warp_cuda(const dse_warp_args* args, void* stream);
 DSE_API int dse_blur_cpu(const dse_blur_args* args, int32_t num_threads, int32_t isa);
 DSE_API int dse_blur_cuda(const dse_blur_args* args, void* stream);
+
+// Triplet margin loss of float32 rows, forward and gradients in one pass; kernels/triplet/reference.py is the definition.
+typedef struct {
+  const float *anchor, *positive, *negative;  // (rows, channels, cells), or (rows, cells, channels) when channels_last
+  float *grad_anchor, *grad_positive;         // like them, each written whole; times `scale`
+  float* grad_negative;                       // the same; rolled: not used, as its shares go into grad_positive
+  float* hinge;                               // (rows, cells): d(a, p) - d(a, n) + margin
+  int64_t rows, shift;                        // 0: negatives are given; else row i takes positive[(i - shift) mod rows], 0 < shift < rows
+  int32_t channels, cells, channels_last;
+  int32_t distance;  // dse_distance
+  int32_t soft;      // gradient sigmoid(hinge) instead of [hinge > 0]
+  float margin, scale;
+} dse_triplet_args;
+
+enum dse_distance { DSE_EUCLIDEAN = 0, DSE_L1 = 1, DSE_SQUARED = 2 };
+
+DSE_API int dse_triplet_cpu(const dse_triplet_args* args, int32_t num_threads, int32_t isa);
 
 DSE_API const char* dse_message(int status);
 DSE_API int dse_best_isa(void);  // dse_isa in use on this CPU

@@ -14,7 +14,7 @@ from dsengine import plugin
 LEAVES = {"errors", "noise", "dist"}
 MAY_IMPORT = {
     "errors": set(), "noise": set(), "dist": set(), "typed": set(), "plugin": {"typed"},
-    "ops": set(), "kernels": set(), "corpus": set(),
+    "ops": set(), "kernels": {"ops"}, "corpus": set(),
     "augment": {"ops", "corpus"},
     "data": {"corpus", "augment"},
     "nn": {"kernels"},

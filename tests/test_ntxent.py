@@ -201,7 +201,7 @@ def test_the_op_compiles_whole_and_passes_opcheck() -> None:
     (dict(temperature=0.0), "temperature must be positive and finite, got 0.0"),
     (dict(temperature=torch.ones(2)), r"temperature must be one floating-point element, got \(2,\)"),
     (dict(denominator="some"), "'some' is unknown; legal: pairs, all"),
-    (dict(sizes=(4, 4)), "sizes must be 1 numbers, that of rank 0 being 4"),
+    (dict(sizes=(4, 4)), "sizes must be 1 numbers of 1 or more, that of rank 0 being 4"),
 ])
 def test_bad_arguments_are_named(change: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):

@@ -1,9 +1,5 @@
 """NT-Xent and InfoNCE on several gloo ranks: losses and gradients of one process, and no more sent than z and L."""
 
-import importlib.util
-import os
-import socket
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,26 +9,10 @@ from torch import Tensor
 
 from dsengine.kernels.ntxent import reference
 
-WORKER = Path(__file__).parent / "workers" / "ntxent_ranks.py"
-_spec = importlib.util.spec_from_file_location("ntxent_ranks", WORKER)
-worker = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(worker)
+sys.path.append(str(Path(__file__).parent))
+from gloo_ranks import load_worker, run_ranks  # noqa: E402
 
-
-def _run(folder: Path, sizes: list[int]) -> list[dict]:
-    """Every rank's results."""
-    with socket.socket() as s:
-        s.bind(("localhost", 0))
-        port = s.getsockname()[1]
-    processes = []
-    for rank in range(len(sizes)):
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", "RANK": str(rank), "WORLD_SIZE": str(len(sizes)),
-                       "MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
-        command = [sys.executable, "-P", str(WORKER), str(folder), ",".join(map(str, sizes))]
-        processes.append(subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True))
-    errors = [p.communicate(timeout=120)[1] for p in processes]
-    assert all(p.returncode == 0 for p in processes), errors
-    return [torch.load(folder / str(rank), weights_only=True) for rank in range(len(sizes))]
+worker = load_worker("ntxent_ranks")
 
 
 def _close(got: Tensor, want: Tensor) -> bool:
@@ -46,7 +26,7 @@ def _whole(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
 @pytest.fixture(scope="module", params=[[5, 5], [1, 4, 2, 4]], ids=str)
 def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[int], list[dict]]:
     """Rows of each rank, and what each rank found."""
-    return request.param, _run(tmp_path_factory.mktemp("ranks"), request.param)
+    return request.param, run_ranks("ntxent_ranks", tmp_path_factory.mktemp("ranks"), request.param)
 
 
 def test_the_mean_over_ranks_is_the_loss_and_gradient_of_one_process(ran: tuple[list[int], list[dict]]) -> None:

@@ -36,10 +36,20 @@ DSE_INLINE bool is_filtered(int32_t filter, int64_t num_elements) {
   return filter == DSE_FILTER_SHUFFLE || (filter == DSE_FILTER_BITSHUFFLE && num_elements % 8 == 0);
 }
 
-// One group of a block of `m` bytes.
-DSE_INLINE void unfilter_group(const uint8_t* in, uint8_t* out, int64_t m, int32_t typesize, int32_t filter, int64_t group) {
+// A block that lies in one piece: plane b holds byte b of its elements.
+struct Whole {
+  const uint8_t* in;
+  int64_t num_elements;
+  DSE_INLINE const uint8_t* operator()(int32_t b) const { return in + b * num_elements; }
+};
+
+// One group of a block of `m` bytes, `plane(b)` being where byte b of its elements begins. Planes need not touch, but where m is
+// no multiple of typesize, or the block is not filtered, they do.
+template <typename Planes>
+DSE_INLINE void unfilter_group(const Planes& plane, uint8_t* out, int64_t m, int32_t typesize, int32_t filter, int64_t group) {
   const int64_t n = m / typesize, first = 8 * group;
   if (first >= n || !is_filtered(filter, n)) {
+    const uint8_t* in = plane(0);
     const int64_t begin = first >= n ? n * typesize : first * typesize;
     const int64_t end = first >= n ? m : (first + 8 < n ? first + 8 : n) * typesize;
     for (int64_t k = begin; k < end; ++k) out[k] = in[k];
@@ -47,10 +57,11 @@ DSE_INLINE void unfilter_group(const uint8_t* in, uint8_t* out, int64_t m, int32
   }
   const int64_t last = first + 8 < n ? first + 8 : n;
   for (int32_t b = 0; b < typesize; ++b) {
+    const uint8_t* in = plane(b);
     if (filter == DSE_FILTER_SHUFFLE) {
-      for (int64_t i = first; i < last; ++i) out[i * typesize + b] = in[b * n + i];
+      for (int64_t i = first; i < last; ++i) out[i * typesize + b] = in[i];
     } else {
-      const uint64_t bytes = gathered_bits(in + 8 * b * (n / 8) + group, n / 8);
+      const uint64_t bytes = gathered_bits(in + group, n / 8);
       for (int i = 0; i < 8; ++i) out[(first + i) * typesize + b] = (uint8_t)(bytes >> (8 * i));
     }
   }

@@ -27,7 +27,7 @@ void unfilter_block(const uint8_t* in, uint8_t* out, int64_t m, const dse_unfilt
     unshuffle_pairs(in, out, n);
     memcpy(out + 2 * n, in + 2 * n, m - 2 * n);
   } else {
-    for (int64_t group = 0; group < groups_of(m, a.typesize); ++group) unfilter_group(in, out, m, a.typesize, a.filter, group);
+    for (int64_t group = 0; group < groups_of(m, a.typesize); ++group) unfilter_group(Whole{in, n}, out, m, a.typesize, a.filter, group);
   }
 }
 

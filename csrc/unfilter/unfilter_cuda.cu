@@ -30,7 +30,7 @@ __global__ void unfilter_kernel(dse_unfilter_args a, int64_t blocks, int64_t gro
   if (whole && aligned(lo, 8) && aligned(hi, 8) && aligned(out + 16 * group, 16))
     store_pairs(*(const uint64_t*)lo, *(const uint64_t*)hi, out + 16 * group);
   else
-    dse::unfilter_group(in, out, m, a.typesize, a.filter, group);
+    dse::unfilter_group(dse::Whole{in, n}, out, m, a.typesize, a.filter, group);
 }
 
 }  // namespace

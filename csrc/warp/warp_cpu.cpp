@@ -6,9 +6,8 @@
 #include <new>
 #include <vector>
 
+#include "isa.h"
 #include "threads.h"
-
-#define DSE_ALWAYS static inline __attribute__((always_inline))
 
 namespace {
 
@@ -153,33 +152,16 @@ DSE_ALWAYS void blur_any(const dse_blur_args& a, int64_t sample, Scratch& s) {
 
 void warp_portable(const dse_warp_args& a, int64_t sample) { warp_any(a, sample); }
 void blur_portable(const dse_blur_args& a, int64_t sample, Scratch& s) { blur_any(a, sample, s); }
-#if defined(__x86_64__)
-#define DSE_AVX2 __attribute__((target("avx2,fma")))
-#define DSE_AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prefer-vector-width=512")))
 DSE_AVX2 void warp_avx2(const dse_warp_args& a, int64_t sample) { warp_any(a, sample); }
 DSE_AVX2 void blur_avx2(const dse_blur_args& a, int64_t sample, Scratch& s) { blur_any(a, sample, s); }
 DSE_AVX512 void warp_avx512(const dse_warp_args& a, int64_t sample) { warp_any(a, sample); }
 DSE_AVX512 void blur_avx512(const dse_blur_args& a, int64_t sample, Scratch& s) { blur_any(a, sample, s); }
-#endif
-
-// The function of an instruction set; null where this CPU lacks it.
-template <typename F>
-F function_of(int32_t isa, F portable, F avx2, F avx512) {
-  const int32_t best = dse_best_isa();
-  if (isa == DSE_ISA_BEST) isa = best;
-  if (isa > best || isa < DSE_ISA_PORTABLE) return nullptr;
-  return isa == DSE_ISA_AVX512 ? avx512 : isa == DSE_ISA_AVX2 ? avx2 : portable;
-}
 
 }  // namespace
 
 int dse_warp_cpu(const dse_warp_args* args, int32_t num_threads, int32_t isa) {
   if (!counts_are_legal(*args)) return DSE_BAD_ARGUMENT;
-#if defined(__x86_64__)
   const auto image = function_of(isa, warp_portable, warp_avx2, warp_avx512);
-#else
-  const auto image = function_of(isa, warp_portable, warp_portable, warp_portable);
-#endif
   if (!image) return DSE_BAD_ISA;
   std::atomic<int64_t> next{0};
   in_threads(num_threads < args->num_samples ? num_threads : args->num_samples, [&] {
@@ -191,11 +173,7 @@ int dse_warp_cpu(const dse_warp_args* args, int32_t num_threads, int32_t isa) {
 int dse_blur_cpu(const dse_blur_args* args, int32_t num_threads, int32_t isa) {
   const dse_blur_args& a = *args;
   if (!counts_are_legal(a)) return DSE_BAD_ARGUMENT;
-#if defined(__x86_64__)
   const auto image = function_of(isa, blur_portable, blur_avx2, blur_avx512);
-#else
-  const auto image = function_of(isa, blur_portable, blur_portable, blur_portable);
-#endif
   if (!image) return DSE_BAD_ISA;
   std::atomic<int64_t> next{0};
   std::atomic<bool> has_memory{true};

@@ -17,6 +17,7 @@ from dsengine.errors import RunError, UsageError
 MAX_SOURCES = 8
 MAX_BANDS = 64
 MAX_OUT_CHANNELS = 80
+MAX_STREAM_SOURCES = 32
 CUDA_ERROR = 1000
 BEST_ISA = 0
 OUT_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}  # dse_type
@@ -46,6 +47,14 @@ class UnfilterArgs(Structure):
                 ("typesize", c_int32), ("filter", c_int32)]
 
 
+class UnfilterStreamsArgs(Structure):
+    """dse_unfilter_streams_args."""
+
+    _fields_ = [("source", c_void_p * MAX_STREAM_SOURCES), ("source_bytes", c_int64 * MAX_STREAM_SOURCES), ("out", c_void_p), ("blocks", c_void_p),
+                ("streams", c_void_p), ("out_bytes", c_int64), ("num_blocks", c_int64), ("num_streams", c_int64), ("block_bytes", c_int64),
+                ("num_sources", c_int32)]
+
+
 class WarpArgs(Structure):
     """dse_warp_args."""
 
@@ -58,6 +67,14 @@ class BlurArgs(Structure):
 
     _fields_ = [("in_", c_void_p), ("out", c_void_p), ("sigma", c_void_p), ("scratch", c_void_p), ("num_samples", c_int64), ("height", c_int32),
                 ("width", c_int32), ("channels", c_int32), ("radius", c_int32), ("type", c_int32)]
+
+
+class TripletArgs(Structure):
+    """dse_triplet_args."""
+
+    _fields_ = [("anchor", c_void_p), ("positive", c_void_p), ("negative", c_void_p), ("grad_anchor", c_void_p), ("grad_positive", c_void_p),
+                ("grad_negative", c_void_p), ("hinge", c_void_p), ("rows", c_int64), ("shift", c_int64), ("channels", c_int32), ("cells", c_int32),
+                ("channels_last", c_int32), ("distance", c_int32), ("soft", c_int32), ("margin", c_float), ("scale", c_float)]
 
 
 def library_path() -> Path:
@@ -76,10 +93,13 @@ def library() -> ctypes.CDLL:
     _declare(lib.dse_augment_cuda, c_int, POINTER(AugmentArgs), c_void_p, c_void_p)
     _declare(lib.dse_unfilter_cpu, c_int, POINTER(UnfilterArgs), c_int32)
     _declare(lib.dse_unfilter_cuda, c_int, POINTER(UnfilterArgs), c_void_p)
+    _declare(lib.dse_unfilter_streams_cpu, c_int, POINTER(UnfilterStreamsArgs), c_int32)
+    _declare(lib.dse_unfilter_streams_cuda, c_int, POINTER(UnfilterStreamsArgs), c_void_p)
     _declare(lib.dse_warp_cpu, c_int, POINTER(WarpArgs), c_int32, c_int32)
     _declare(lib.dse_warp_cuda, c_int, POINTER(WarpArgs), c_void_p)
     _declare(lib.dse_blur_cpu, c_int, POINTER(BlurArgs), c_int32, c_int32)
     _declare(lib.dse_blur_cuda, c_int, POINTER(BlurArgs), c_void_p)
+    _declare(lib.dse_triplet_cpu, c_int, POINTER(TripletArgs), c_int32, c_int32)
     _declare(lib.dse_message, c_char_p, c_int)
     _declare(lib.dse_best_isa, c_int)
     _declare(lib.dse_has_cuda, c_int)

@@ -10,6 +10,7 @@ from torch.distributed import ProcessGroup
 from dsengine.dist import gather_rows, rank_in
 from dsengine.kernels.backend import uses_triton
 from dsengine.kernels.ntxent import reference
+from dsengine.kernels.ranks import checked_sizes, gather
 
 
 def _passes(x: Tensor) -> ModuleType:
@@ -63,7 +64,7 @@ class _NTXent(torch.autograd.Function):
                 group: ProcessGroup | None) -> Tensor:
         V, B, _ = z.shape
         own, inv_norm = _normalise(z)
-        cols, start = _gather(own, sizes, group).transpose(0, 1), sum(sizes[:rank_in(group)])
+        cols, start = gather(own, sizes, group).transpose(0, 1), sum(sizes[:rank_in(group)])
         inv_tau, ctx.bounded = _inverse(temperature, inv_norm)
         lse, positive = _forward(own.transpose(0, 1), cols, inv_tau, start, True, ctx.bounded)
         total, weight = reference.finish(lse, positive, denominator)
@@ -79,7 +80,7 @@ class _NTXent(torch.autograd.Function):
     def backward(ctx: FunctionCtx, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
         cols, weight, inv_norm, inv_tau = ctx.saved_tensors
         B = weight.shape[1]
-        col_weight = _gather(weight.transpose(0, 1), ctx.sizes, ctx.group).transpose(0, 1).contiguous()
+        col_weight = gather(weight.transpose(0, 1), ctx.sizes, ctx.group).transpose(0, 1).contiguous()
         scale = grad_loss * ctx.share * inv_tau
         grad, along = _backward(cols[:, ctx.start:ctx.start + B], cols, weight, col_weight, inv_norm * scale, inv_tau,
                                 ctx.start, B, True, ctx.bounded)
@@ -134,8 +135,8 @@ def nt_xent(z: Tensor, temperature: float | Tensor = 0.1, group: ProcessGroup | 
     global batch (with unequal sizes a rank's loss is weighted so that this still holds). Raises ValueError naming the
     argument.
     """
-    sizes = _check_sizes(z, sizes, group)
     _check(z, temperature, denominator)
+    sizes = checked_sizes("nt_xent", z.shape[1], sizes, group)
     with torch.autocast(z.device.type, enabled=False):
         return _NTXent.apply(z, temperature, denominator, sizes, group)
 
@@ -157,17 +158,6 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor = 0.1, g
     _check_temperature("info_nce", temperature)
     with torch.autocast(queries.device.type, enabled=False):
         return _InfoNCE.apply(queries, keys, temperature, group)
-
-
-def _gather(x: Tensor, sizes: tuple[int, ...], group: ProcessGroup | None) -> Tensor:
-    """(B, ...) of every rank as (sum of sizes, ...); unequal sizes travel padded to the largest."""
-    if len(set(sizes)) == 1:
-        return gather_rows(x, group)
-    largest = max(sizes)
-    padded = x.new_zeros(largest, *x.shape[1:])
-    padded[:len(x)] = x
-    shards = gather_rows(padded, group).split(largest)
-    return torch.cat([shard[:size] for shard, size in zip(shards, sizes)])
 
 
 def _inverse(temperature: float | Tensor, like: Tensor) -> tuple[Tensor, bool]:
@@ -206,13 +196,3 @@ def _check_temperature(op: str, temperature: float | Tensor) -> None:
             raise ValueError(f"{op}: temperature must be one floating-point element, got {tuple(temperature.shape)} {temperature.dtype}")
     elif not 0 < temperature < float("inf"):
         raise ValueError(f"{op}: temperature must be positive and finite, got {temperature}")
-
-
-def _check_sizes(z: Tensor, sizes: tuple[int, ...] | None, group: ProcessGroup | None) -> tuple[int, ...]:
-    """The rows of every rank; all like z's when not given."""
-    ranks, own = 1 if group is None else group.size(), z.shape[1] if z.ndim == 3 else 0
-    if sizes is None:
-        return (own,) * ranks
-    if len(sizes) != ranks or sizes[rank_in(group)] != own:
-        raise ValueError(f"nt_xent: sizes must be {ranks} numbers, that of rank {rank_in(group)} being {own}, got {tuple(sizes)}")
-    return tuple(sizes)

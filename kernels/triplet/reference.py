@@ -69,7 +69,7 @@ def triplet(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, k
 def value(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, kind: str, soft_margin: bool = False) -> Result:
     """Loss and active fraction alone, for evaluation."""
     hinge = distance(anchor, positive, kind) - distance(anchor, negative, kind) + margin
-    return Result(loss(hinge, soft_margin).mean(), _active(hinge).mean())
+    return Result(loss(hinge, soft_margin).mean(), active(hinge).mean())
 
 
 def given(anchor: Tensor, positive: Tensor, negative: Tensor, margin: float, kind: str, soft_margin: bool = False) -> Result:
@@ -121,7 +121,7 @@ def _walk(anchor: Tensor, positive: Tensor, negative: Tensor, blocks: list[_Bloc
         u_ap, u_an, scratch = (buffer[:count] for buffer in buffers)
         d_ap = distance_and_slope(a, p, kind, u_ap, scratch)
         hinge = d_ap - distance_and_slope(a, n, kind, u_an, scratch) + margin
-        weight = hinge.sigmoid() if soft_margin else _active(hinge)
+        weight = hinge.sigmoid() if soft_margin else active(hinge)
         weight = (weight / (anchor.numel() // anchor.shape[1])).unsqueeze(1)
         own = grads[1][i:i + count], u_ap, -weight, positive_is_new
         other = grads[2][j:j + count], u_an, weight, negative_is_new
@@ -131,7 +131,7 @@ def _walk(anchor: Tensor, positive: Tensor, negative: Tensor, blocks: list[_Bloc
         torch.mul(u_ap.sub_(u_an), weight, out=grads[0][i:i + count])
         hinges.append(hinge)
     hinge = torch.cat(hinges)
-    return loss(hinge, soft_margin).mean(), _active(hinge).mean()
+    return loss(hinge, soft_margin).mean(), active(hinge).mean()
 
 
 def _put(target: Tensor, slope: Tensor, weight: Tensor, is_new: bool) -> None:
@@ -143,8 +143,7 @@ def _put(target: Tensor, slope: Tensor, weight: Tensor, is_new: bool) -> None:
 
 def _split(x: Tensor, start: int, stop: int) -> list[tuple[int, int]]:
     """(first row, count) of blocks of rows start .. stop that fit the cache."""
-    # Compiled, one block: the compiler fuses by itself, and would unroll the loop over blocks.
-    most = stop if torch.compiler.is_compiling() else max(1, _BLOCK_ELEMENTS // x[0].numel())
+    most = max(1, _BLOCK_ELEMENTS // x[0].numel())
     return [(i, min(most, stop - i)) for i in range(start, stop, most)]
 
 
@@ -156,6 +155,7 @@ def _rolled_blocks(x: Tensor, shift: int) -> list[_Block]:
             for start, stop in zip(cuts, cuts[1:]) for i, count in _split(x, start, stop)]
 
 
-def _active(hinge: Tensor) -> Tensor:
+def active(hinge: Tensor) -> Tensor:
+    """1 where the hinge is open, else 0."""
     # "not <= 0" and not "> 0": a NaN must stay active, or one rank's NaN would leave the others' gradients finite.
     return (~(hinge <= 0)).to(hinge.dtype)
