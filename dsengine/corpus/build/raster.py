@@ -71,14 +71,23 @@ def describe(path: Path) -> RasterInfo:
                 raise UsageError(f"{path} is stored in pieces of {pixels:,} pixels; legal: up to {MAX_BLOCK:,}: write it with tiles")
             info = RasterInfo(path, file.count, file.dtypes[0], file.shape, file.crs, file.transform, file.nodata, file.descriptions,
                               file.scales[0], file.offsets[0], file.tags())
+            has_points = bool(file.gcps[0])
     except rasterio.errors.RasterioIOError as error:
         raise UsageError(f"{path} cannot be opened as a raster: {error}") from error
-    if info.crs is None or not info.crs.is_projected:
+    if info.crs is None and has_points:
+        raise UsageError(f"{path}: placed by ground control points only; legal: a raster on a projected grid (geocode it first, and calibrate radar "
+                         "digital numbers to dB)")
+    if info.crs is None or not in_metres(info.crs):
         raise UsageError(f"{path}: CRS is {info.crs}; legal: a projected CRS in metres")
     t = info.transform
     if t.b or t.d or t.a <= 0 or not np.isclose(t.a, -t.e, rtol=1e-6):
         raise UsageError(f"{path}: transform {tuple(t)[:6]} is not north-up with square pixels")
     return info
+
+
+def in_metres(crs: CRS) -> bool:
+    """Whether coordinates are metres on a plane: not degrees, and not the feet of many national grids."""
+    return crs.is_projected and crs.linear_units_factor[1] == 1.0
 
 
 def sample(path: Path, index: int) -> np.ndarray:

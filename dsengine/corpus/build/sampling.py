@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ from dsengine.corpus.build.radiometry import s1_radiometry, s2_offsets, s2_radio
 from dsengine.corpus.build.raster import Radiometry, RasterInfo, acquired, distinct_values, lonlat, open_raster, position, read_window, to_stored
 from dsengine.corpus.build.writer import Block
 from dsengine.corpus.labels import class_table
-from dsengine.corpus.schema import UNKNOWN_EPSG, UNKNOWN_TIME, LabelSpec, standard_layout
+from dsengine.corpus.schema import S1_BANDS, UNKNOWN_EPSG, UNKNOWN_TIME, LabelSpec, standard_layout
 from dsengine.errors import UsageError
 
 SENSORS = ("s2", "s1")
@@ -35,6 +35,7 @@ class Options:
     s1_offset: float | None
     s2_nodata: float | str | None
     s1_nodata: float | str | None
+    s1_bands: tuple[str, ...] = S1_BANDS
 
 
 class Patch(NamedTuple):
@@ -53,7 +54,8 @@ def plan_sites(sites: Mapping[str, Site], options: Options) -> Plan:
     labels = _label_specs(sites)
     first = next(iter(sites.values()))
     layout = standard_layout(options.size, sensors=tuple(first), resolution_m=_resolution(sites), labels=labels)
-    return Plan(layout=layout, num_patches=len(patches), made_by=_made_by(sites, options, offsets), seed=options.seed,
+    arrays = tuple(replace(spec, bands=options.s1_bands) if spec.name == "s1" else spec for spec in layout.arrays)
+    return Plan(layout=replace(layout, arrays=arrays), num_patches=len(patches), made_by=_made_by(sites, options, offsets), seed=options.seed,
                 cut=_Cut(patches, sites, radiometry, labels, options.size))
 
 

@@ -23,7 +23,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--s2-offset", default="auto", metavar="auto|0|-1000|FILE",
                        help="what to add to S2 numbers to take out the offset of baseline 04.00; FILE is a table file stem -> offset (default: auto)")
     for flag in ("--s2-bands", "--s1-bands"):
-        parser.add_argument(flag, metavar="NAME,NAME,...", help="bands of each file in file order, where the files do not name them")
+        parser.add_argument(flag, metavar="NAME,NAME,...", help="bands of each file in file order, where the files do not name them" + (
+            "; one alone, such as VV, makes a corpus of that one" if flag == "--s1-bands" else ""))
     parser.add_argument("--s2-scale", type=float, help="reflectance per number (default: declared by the file, else 0.0001)")
     parser.add_argument("--s1-scale", type=float, help="dB per number (default: declared by the file, else 1)")
     parser.add_argument("--s1-offset", type=float, help="dB to add after scaling (default: declared by the file, else 0)")
@@ -38,8 +39,8 @@ def plan(args: argparse.Namespace) -> "Plan":
 
     if not (args.s2 or args.s1):
         raise UsageError("--source geotiff needs --s2 GLOB, --s1 GLOB or both")
-    parts = {}
-    for sensor, bands in (("s2", S2_BANDS), ("s1", S1_BANDS)):
+    parts, s1_bands = {}, _polarisations(args.s1_bands, S1_BANDS)
+    for sensor, bands in (("s2", S2_BANDS), ("s1", s1_bands)):
         if getattr(args, sensor):
             named = getattr(args, f"{sensor}_bands")
             names = [pairing.canonical_band(name) for name in named.split(",")] if named else None
@@ -51,8 +52,14 @@ def plan(args: argparse.Namespace) -> "Plan":
     options = sampling.Options(
         size=args.size, stride=args.size if args.stride is None else args.stride, seed=args.seed, s2_offset=args.s2_offset, s2_scale=args.s2_scale,
         s1_scale=args.s1_scale, s1_offset=args.s1_offset, s2_nodata=_nodata(args.s2_nodata, "--s2-nodata"),
-        s1_nodata=_nodata(args.s1_nodata, "--s1-nodata"))
+        s1_nodata=_nodata(args.s1_nodata, "--s1-nodata"), s1_bands=s1_bands)
     return sampling.plan_sites(sites, options)
+
+
+def _polarisations(named: str | None, bands: tuple[str, ...]) -> tuple[str, ...]:
+    """Both, or the one that --s1-bands names alone: many products have only one."""
+    names = {name.strip().upper() for name in named.split(",")} if named else set()
+    return tuple(band for band in bands if band in names) if names and names < set(bands) else bands
 
 
 def _nodata(text: str | None, flag: str) -> float | str | None:
