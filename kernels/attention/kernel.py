@@ -3,10 +3,10 @@
 Products run in the dtype of q, k, v with fp32 accumulators; softmax, sums and the epilogue are fp32. P and S (named as
 in `reference.py`) are rounded to that dtype only where they enter a product.
 Forward: a program owns BLOCK queries and up to 256 of the Dv channels, and walks the keys with an online softmax. It
-keeps each query's largest score and softmax sum; their logsumexp alone would round P, as unscaled scores are large. Backward, N <= BLOCK: one program per sample does everything from one P. Else two
-kernels: `backward_q` walks the keys twice (t_i, then dq), `backward_kv` walks the queries. All sums have a fixed
-order: no atomics, two runs agree bit for bit. dgamma is torch's sum over t, (B, N).
-Offsets are 64 bits across samples and 32 within one.
+keeps each query's largest score and softmax sum; their logsumexp alone would round P, as unscaled scores are large.
+Backward, N <= BLOCK: one program per sample does everything from one P. Else two kernels: `backward_q` walks the keys
+twice (t_i, then dq), `backward_kv` walks the queries. All sums have a fixed order: no atomics, two runs agree bit for
+bit. dgamma is torch's sum over t, (B, N).
 """
 
 from typing import NamedTuple
