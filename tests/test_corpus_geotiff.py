@@ -147,6 +147,13 @@ def test_files_on_different_grids_are_refused_by_name(tmp_path: Path, change: di
     assert not (tmp_path / "c").exists()
 
 
+@pytest.mark.parametrize("crs", ["EPSG:2263", "EPSG:4326"])  # US survey feet, degrees
+def test_a_grid_that_is_not_in_metres_is_refused(tmp_path: Path, crs: str) -> None:
+    write(tmp_path / "s1/a.tif", s1_pixels(), crs=crs)
+    with pytest.raises(UsageError, match=f"s1/a.tif: CRS is {crs}; legal: a projected CRS in metres"):
+        build(tmp_path, s2=False)
+
+
 def test_files_of_different_shape_are_refused_by_name(tmp_path: Path) -> None:
     write(tmp_path / "s2/a.tif", s2_pixels())
     write(tmp_path / "s1/a.tif", s1_pixels()[:, :, :40])

@@ -117,11 +117,13 @@ def _check_metres(epsg: int) -> None:
     from rasterio.crs import CRS
     from rasterio.errors import CRSError
 
+    from dsengine.corpus.build.raster import in_metres
+
     try:
-        projected = CRS.from_epsg(epsg).is_projected
+        usable = in_metres(CRS.from_epsg(epsg))
     except CRSError:
-        projected = False
-    if not projected:
+        usable = False
+    if not usable:
         raise RunError(f"--label: patches are in EPSG:{epsg}; labels need a projected CRS in metres")
 
 
