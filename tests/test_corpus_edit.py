@@ -118,6 +118,8 @@ def _groups(text: str) -> tuple:
     (["--group", "s2:2=B05"], "array s2 still holds other bands"),
     (["--group", "s2_50m:5=B05"], "patch size 12 is not a multiple of 5"),
     (["--group", "x:2=B05", "--group", "y:2=B05"], "band B05 is named twice"),
+    (["--group", "labels:1=VV,VH"], "array labels: a corpus has a folder of that name"),
+    (["--group", "neighbours:1=VV,VH"], "array neighbours: a corpus has a folder of that name"),
     (["--shard-patches", "0"], "--shard-patches 0"),
     (["--resample", "median"], "legal: exact, mean"),
 ])
@@ -154,6 +156,32 @@ def test_append_gives_what_merge_gives_and_leaves_whole_shards_alone(tmp_path: P
     assert run("verify", first) == 0
     attributes = open_corpus(first).attributes
     assert attributes["made_by"] == {"seed": 5} and [item["num_patches"] for item in attributes["appended"]] == [numbers[1]]
+
+
+def _with_faults(path: Path, n: int, seed: int) -> Path:
+    """A corpus of `n` patches that reports two faults of its input, and 7 values cut in B03."""
+    rng = np.random.default_rng(seed)
+    with CorpusWriter(path, layout=standard_layout(12), num_patches=n, made_by={"seed": seed}) as writer:
+        while writer.next_row < n:
+            k, first = writer.next_count, writer.next_row == 0
+            pixels = {name: rng.integers(0, 900, (k, bands, 12, 12)).astype(np.int16) for name, bands in (("s2", 12), ("s1", 2))}
+            cloud = np.linspace(0, 1, k)
+            writer.append(Block(pixels, {"lon": np.zeros(k), "lat": np.zeros(k), "cloud_fraction": cloud}, saturated={"s2": [0, 0, 7, *[0] * 9]} if first else {},
+                                faults=[f"row 1 of {seed}", f"row 2 of {seed}"] if first else []))
+        return writer.finish()
+
+
+def test_faults_and_cut_values_follow_the_patches_into_every_copy(tmp_path: Path) -> None:
+    first, second = _with_faults(tmp_path / "first", 70, 1), _with_faults(tmp_path / "second", 5, 2)
+    theirs = [f"of {second}: row 1 of 2", f"of {second}: row 2 of 2"]
+    assert run("merge", tmp_path / "merged", first, second) == 0
+    assert run("convert", first, tmp_path / "part", "--where", "cloud > 0.1") == 0  # without row 0
+    assert run("append", first, second) == 0
+    for path, faults, cut in ((tmp_path / "merged", ["row 1 of 1", "row 2 of 1", *theirs], 14), (first, ["row 1 of 1", "row 2 of 1", *theirs], 14),
+                              (tmp_path / "part", [f"of {first}: row 1 of 1", f"of {first}: row 2 of 1"], 7)):
+        corpus = open_corpus(path)
+        assert (corpus.attributes["faults"], corpus.attributes["num_faults"]) == (faults, len(faults))
+        assert corpus.arrays["s2"].attrs["saturated"] == [0, 0, cut, *[0] * 9]
 
 
 def test_an_append_that_fails_leaves_the_corpus_as_it_was(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -34,6 +34,9 @@ OPTIONAL_COLUMNS = {"shift_y": np.nan, "shift_x": np.nan, "quarantine": 0}  # va
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")  # of an array or label: it becomes a folder
 
 
+RESERVED = ("index", "labels", "manifest", "neighbours")  # folders of a corpus that are no image arrays
+
+
 def check_name(name: object, what: str) -> None:
     """UsageError unless `name` can be the name of an array: letters, digits, _ . - and no folder."""
     if not isinstance(name, str) or not NAME.fullmatch(name):
@@ -93,6 +96,8 @@ class Layout:
     def __post_init__(self) -> None:
         for array in self.arrays:
             check_name(array.name, "array")
+            if array.name in RESERVED:
+                raise UsageError(f"array {array.name}: a corpus has a folder of that name; legal: any other than {', '.join(RESERVED)}")
             if self.patch_size % array.factor:
                 raise UsageError(f"patch size {self.patch_size} is not a multiple of {array.factor}, the factor of array {array.name}")
 

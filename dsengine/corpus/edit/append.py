@@ -16,7 +16,7 @@ from dsengine.corpus.build.metadata import dump
 from dsengine.corpus.build.plan import Plan
 from dsengine.corpus.build.shard import Outline, encode_shard
 from dsengine.corpus.build.summary import Summary, summed_store
-from dsengine.corpus.edit.copy import Changes, copy_plan, origin
+from dsengine.corpus.edit.copy import Changes, copy_plan, faults_of, origin
 from dsengine.corpus.index import Corpus, open_corpus
 from dsengine.corpus.manifest import MANIFEST, Place, read_manifest
 from dsengine.corpus.seal import staged
@@ -51,20 +51,18 @@ def append(path: Place, others: Sequence[Place], *, progress: Callable[[int, int
 
 def _write(staging: LocalStorage, corpus: Corpus, plan: Plan, outline: Outline, progress: Callable[[int, int], None] | None) -> Summary:
     """Write the shards that are new or changed; returns what all rows say, old ones included."""
-    size, summary, partial = outline.layout.shard_patches, Summary(outline), {}
+    size, summary = outline.layout.shard_patches, Summary(outline)
     first, old = divmod(len(corpus), size)
+    if first:  # before the others: faults are kept in row order
+        rest = plan.cut(range(first * size, len(corpus))).arrays if old else {}
+        summary.add_rows(range(first * size), _kept(corpus, outline, first * size, {name: band_sums(x)[0] for name, x in rest.items()}))
     with ThreadPoolExecutor(2, thread_name_prefix="dsengine-encode") as pool:
         for shard in range(first, outline.num_shards):
-            block = plan.cut(outline.rows(shard))
-            if shard == first and old:
-                partial = {name: band_sums(x[:old])[0] for name, x in block.arrays.items()}
-            encoded = encode_shard(outline, shard, block, spread=pool.map)
+            encoded = encode_shard(outline, shard, plan.cut(outline.rows(shard)), spread=pool.map)
             staging.concurrently(lambda item: staging.put(*item), encoded.files)
             summary.add(shard, encoded.entry)
             if progress:
                 progress(outline.rows(shard).stop - first * size, outline.num_patches - first * size)
-    if first:
-        summary.add_rows(range(first * size), _kept(corpus, outline, first * size, partial))
     return summary
 
 
@@ -78,7 +76,7 @@ def _kept(corpus: Corpus, outline: Outline, count: int, partial: dict[str, BandS
     columns = {**standard, **extra, "split_lon": standard["lon"], "split_lat": standard["lat"]}
     labels = {name: np.asarray(corpus.labels[name][:count]) for name in _vectors(outline)}
     wanted = [*outline.column_dtypes(), "nodata_fraction"]
-    return {"sums": sums, "columns": {name: columns[name] for name in wanted}, "labels": labels, "faults": corpus.attributes.get("faults", [])}
+    return {"sums": sums, "columns": {name: columns[name] for name in wanted}, "labels": labels, "faults": faults_of(corpus)}
 
 
 def _vectors(outline: Outline) -> list[str]:

@@ -73,13 +73,26 @@ class Copy:
         picked = self.picked[rows.start:rows.stop]
         parts = [_part(self, int(number), picked[picked[:, 0] == number, 1]) for number in dict.fromkeys(picked[:, 0].tolist())]
         joined = [{name: np.concatenate([part[k][name] for part in parts]) for name in parts[0][k]} for k in range(3)]
-        return Block(arrays=joined[0], index=joined[1], labels=joined[2], saturated=self._saturated(picked))
+        begun = self._begins(rows)
+        return Block(arrays=joined[0], index=joined[1], labels=joined[2], saturated=self._saturated([self.corpora[number] for number in begun]),
+                     faults=[line for number in begun for line in self._faults(number)])
 
-    def _saturated(self, picked: np.ndarray) -> dict[str, list[int]]:
-        """How many values were cut is known of a whole corpus only: it is counted where its first row is."""
-        starts = [self.corpora[number] for number, row in picked.tolist() if row == 0]
+    def _begins(self, rows: range) -> list[int]:
+        """The corpora whose first picked patch is among the rows: what is known of a whole corpus only is told there."""
+        numbers = self.picked[rows.start:rows.stop, 0]
+        before = self.picked[rows.start - 1, 0] if rows.start else -1
+        return [number for number in dict.fromkeys(numbers.tolist()) if number != before]
+
+    def _faults(self, number: int) -> list[str]:
+        """Faults of one corpus; they may name rows, which are others here unless the corpus is the first and whole."""
+        corpus = self.corpora[number]
+        same_rows = number == 0 and np.count_nonzero(self.picked[:, 0] == 0) == len(corpus)
+        return [line if same_rows else f"of {corpus.path}: {line}" for line in faults_of(corpus)]
+
+    def _saturated(self, begun: Sequence[Corpus]) -> dict[str, list[int]]:
+        """How many values were cut, by array and band."""
         counts = [{band: count for array in corpus.arrays.values() for band, count in zip(array.attrs["bands"], array.attrs.get("saturated", []))}
-                  for corpus in starts]
+                  for corpus in begun]
         return {spec.name: [sum(count.get(band, 0) for count in counts) for band in spec.bands] for spec in self.layout.arrays}
 
 
@@ -146,6 +159,13 @@ def _shared_columns(corpora: Sequence[Corpus]) -> dict[str, str]:
         if other != dtypes[0]:
             raise UsageError(f"{corpus.path} and {corpora[0].path} differ in index columns: {other or 'none'} against {dtypes[0] or 'none'}")
     return dtypes[0]
+
+
+def faults_of(corpus: Corpus) -> list[str]:
+    """What the root's attributes say of damaged input, with a line for the faults beyond those that are listed."""
+    listed = [str(line) for line in corpus.attributes.get("faults", [])]
+    rest = corpus.attributes.get("num_faults", len(listed)) - len(listed)
+    return [*listed, f"{corpus.path}: {rest:,} more that are not listed"] if rest > 0 else listed
 
 
 def origin(corpus: Corpus) -> dict[str, Any]:
