@@ -156,6 +156,17 @@ def test_other_options_do_not_continue_a_build(tmp_path: Path) -> None:
     assert len(open_corpus(write(tmp_path / "c"))) == N
 
 
+def test_the_first_difference_to_an_unfinished_build_is_named_in_few_words(tmp_path: Path) -> None:
+    made_by = {"files": {f"site {i}": {"s2": [f"folder/{i}.tif"]} for i in range(2000)}}
+    CorpusWriter(tmp_path / "c", layout=standard_layout(SIZE), num_patches=N, made_by=made_by).close()
+    other = {"files": {**made_by["files"], "site 1234": {"s2": ["else" * 1000]}}}
+    with pytest.raises(UsageError, match=r"made_by\.files\.site 1234\.s2\.0 was 'folder/1234\.tif', now 'elseelse") as caught:
+        CorpusWriter(tmp_path / "c", layout=standard_layout(SIZE), num_patches=N, made_by=other)
+    assert len(str(caught.value)) < 700
+    with pytest.raises(UsageError, match=r"another num_patches: num_patches was \d+, now \d+;"):
+        CorpusWriter(tmp_path / "c", layout=standard_layout(SIZE), num_patches=N + 1, made_by=made_by)
+
+
 def test_a_folder_with_anything_in_it_is_refused_and_left_alone(tmp_path: Path) -> None:
     (tmp_path / "keep.txt").write_text("mine")
     for overwrite in (False, True):

@@ -27,6 +27,7 @@ HEADER = f"{JOURNAL}/header.json"
 WORKERS = f"{JOURNAL}/workers"  # locked by tasks; holds the name of the writer whose tasks may write
 PATIENCE_S = 20.0  # for tasks of a killed build
 BATCH = 256  # entries read at once
+MOST_SHOWN = 200  # characters of a value in an error
 
 
 class Stale(RunError):
@@ -171,5 +172,22 @@ def _locked(file: io.BufferedWriter, how: int) -> bool:
 def _same_build(storage: Storage, theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     for key, value in ours.items():
         if theirs.get(key) != value:
-            raise UsageError(f"{storage.path} holds an unfinished build with another {key}: {theirs.get(key)}, now {value}; "
+            place, before, now = _difference([key], theirs.get(key), value)
+            raise UsageError(f"{storage.path} holds an unfinished build with another {key}: {place} was {_shown(before)}, now {_shown(now)}; "
                              "give the same options or a new folder")
+
+
+def _difference(place: list[str], theirs: Any, ours: Any) -> tuple[str, Any, Any]:
+    """Where two unequal values first differ, as far down as both have the same parts."""
+    if isinstance(theirs, dict) and isinstance(ours, dict):
+        parts = [(str(key), theirs.get(key), ours.get(key)) for key in {**theirs, **ours}]
+    elif isinstance(theirs, list) and isinstance(ours, list) and len(theirs) == len(ours):
+        parts = [(str(number), *pair) for number, pair in enumerate(zip(theirs, ours, strict=True))]
+    else:
+        return ".".join(place), theirs, ours
+    return next(_difference([*place, name], a, b) for name, a, b in parts if a != b)
+
+
+def _shown(value: Any) -> str:
+    text = "not there" if value is None else repr(value)
+    return text if len(text) <= MOST_SHOWN else f"{text[:MOST_SHOWN]}..."
