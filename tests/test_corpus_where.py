@@ -131,6 +131,10 @@ WRONG = {
 }
 
 
+def test_a_whole_number_may_have_any_number_of_digits(corpus: Corpus) -> None:
+    assert len(corpus.rows("all", f"id < {'9' * 5000}")) == len(corpus) and not len(corpus.rows("all", f"id < -{'9' * 5000}"))
+
+
 @pytest.mark.parametrize("text", WRONG)
 def test_a_mistake_is_named_with_its_place(corpus: Corpus, text: str) -> None:
     with pytest.raises(UsageError, match=WRONG[text]) as caught:

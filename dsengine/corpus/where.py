@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from dsengine.corpus.series import SeriesCorpus
 
 MOST_CHARACTERS = 10_000
+MOST_DIGITS = 100  # of a whole number that is kept exact
 DEEPEST = 50  # of parentheses and `not`
 COMPARISONS = ("<=", ">=", "==", "!=", "<", ">")
 WORDS = ("and", "or", "not", "in", "unknown")
@@ -125,7 +126,9 @@ class _Parser:
     def _value(self) -> Value:
         token = self._take()
         if token.kind == "number":
-            return Value("number", float(token.text) if re.search(r"[.eE]", token.text) else int(token.text))
+            # Python refuses to make an int of thousands of digits.
+            whole = len(token.text) <= MOST_DIGITS and not re.search(r"[.eE]", token.text)
+            return Value("number", int(token.text) if whole else float(token.text))
         if token.kind == "text":
             return Value("text", token.text[1:-1])
         if token.text == "unknown":
