@@ -1,5 +1,6 @@
 """Splits by block, at random and by column: units stay whole, fractions hold, the date line is no edge between equals; and what leaks."""
 
+import json
 import shutil
 from pathlib import Path
 
@@ -128,6 +129,18 @@ def test_split_without_a_flag_changes_nothing_and_given_is_refused(small: Path, 
     assert "test to the nearest train patch" in capsys.readouterr().out and before == {f: f.read_bytes() for f in path.rglob("*") if f.is_file()}
     for flags in (["--by", "given"], ["--by", "random", "--block-deg", "1"], ["--fractions", "a,b"], ["--by", "column:nope"]):
         assert cli.main(["corpus", "split", str(path), *flags]) == 2
+
+
+def test_split_reports_on_a_corpus_that_does_not_state_its_rule(small: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    path = Path(shutil.copytree(small, tmp_path / "c"))
+    shutil.rmtree(path / "manifest")
+    root = json.loads((path / "zarr.json").read_text())
+    described = root["attributes"]["dsengine"]
+    described["splits"] = {"seed": 0, "block_deg": 0.25}  # all that earlier builds said
+    del described["sealed"]
+    (path / "zarr.json").write_text(json.dumps(root))
+    assert cli.main(["corpus", "split", str(path)]) == 0
+    assert "by a rule that it does not state: train" in capsys.readouterr().out
 
 
 def test_patches_of_one_small_raster_go_together_when_split_anew(small: Path) -> None:

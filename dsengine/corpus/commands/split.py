@@ -26,7 +26,8 @@ def run(args: argparse.Namespace) -> int:
         resplit(open_corpus(args.path), rule, seed=args.seed)
     corpus, out = open_corpus(args.path), console()
     counts = ", ".join(f"{name} {len(corpus.rows(name)):,}" for name in SPLITS)
-    out.print(f"{corpus.path}: by {corpus.attributes['splits']['by']}: {counts}", markup=False, soft_wrap=True)
+    by = corpus.attributes.get("splits", {}).get("by", "a rule that it does not state")  # as in corpora of earlier builds
+    out.print(f"{corpus.path}: by {by}: {counts}", markup=False, soft_wrap=True)
     for name in SPLITS[1:] if isinstance(corpus, Corpus) else ():
         found = leakage(corpus, name)
         out.print(found.sentence() if found else f"{name}: no distance from train, one of them has no patch", markup=False, soft_wrap=True)
