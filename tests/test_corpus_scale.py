@@ -1,5 +1,6 @@
 """Many workers, one corpus: the same bytes whoever makes the shards, in whatever order, and whatever ends them."""
 
+import gc
 import os
 import re
 import signal
@@ -124,7 +125,7 @@ def test_a_worker_that_dies_is_an_error_that_says_so(tmp_path: Path, whole: dict
     assert tree(tmp_path / "c") == whole
 
 
-@pytest.mark.parametrize("moment", ["put .journal/header", "put s2/zarr", "put .journal/00000001", "put index/lon/c", "put manifest", "put zarr",
+@pytest.mark.parametrize("moment", ["put .journal/header", "put .journal/00000001", "put manifest", "put zarr",
                                     f"unlink .journal/{SHARDS - 1:08d}", "unlink .journal/header"])
 def test_killed_at_any_step_the_same_command_ends_with_the_same_bytes(tmp_path: Path, whole: dict[str, bytes], moment: str) -> None:
     """Both sides of the step: before the file has its name, and after."""
@@ -211,6 +212,16 @@ def test_a_scheduler_that_does_not_answer_is_a_usage_error(tmp_path: Path, monke
     monkeypatch.setattr("dsengine.corpus.build.cluster.TIMEOUT_S", 0.5)
     with pytest.raises(UsageError, match=r"--scheduler tcp://127.0.0.1:9: no scheduler answers"):
         build_corpus(tmp_path / "c", tiny(3), scheduler="tcp://127.0.0.1:9")
+
+
+@pytest.mark.parametrize("address", ["nonsense", "tcp://host", "else://host:8786"])
+def test_an_address_that_is_none_is_refused_at_once(tmp_path: Path, address: str) -> None:
+    pytest.importorskip("distributed")
+    start = time.monotonic()
+    with pytest.raises(UsageError, match=rf"--scheduler {address}: no scheduler answers there .*legal: an address such as tcp://host:8786"):
+        build_corpus(tmp_path / "c", tiny(3), scheduler=address)
+    gc.collect()  # a client that was begun waits for a minute when it goes
+    assert time.monotonic() - start < 20
 
 
 def test_faults_are_kept_in_row_order_up_to_a_thousand_and_counted() -> None:
