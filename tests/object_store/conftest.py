@@ -115,5 +115,5 @@ def proxy(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyPro
 @pytest.fixture
 def url(proxy: FaultyProxy, request: pytest.FixtureRequest) -> str:
     """An S3 URL of this test's own."""
-    name = "".join(c if c.isalnum() else "-" for c in request.node.name)
+    name = "".join(c if c.isalnum() else "-" for c in f"{request.path.stem} {request.node.name}")
     return f"s3://bucket/{name}/corpus"
