@@ -9,6 +9,7 @@ const char* dse_message(int status) {
     case DSE_BAD_OFFSET: return "offset: a crop leaves the patch";
     case DSE_BAD_CODE: return "code: a dihedral code is not 0..7";
     case DSE_BAD_ISA: return "isa: this CPU lacks the instruction set";
+    case DSE_BAD_BLOCK: return "a block or one of its streams leaves its buffer";
     case DSE_NO_MEMORY: return "out of memory";
     case DSE_NO_CUDA: return "built without CUDA";
     default: return "CUDA error";

@@ -2,7 +2,8 @@
 
 from dsengine.ops.augment_op import augment
 from dsengine.ops.library import build_info
+from dsengine.ops.streams_op import unfilter_streams
 from dsengine.ops.unfilter_op import unfilter
 from dsengine.ops.warp_op import blur, warp
 
-__all__ = ["augment", "blur", "build_info", "unfilter", "warp"]
+__all__ = ["augment", "blur", "build_info", "unfilter", "unfilter_streams", "warp"]
