@@ -3,21 +3,26 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dsengine import cli
+from dsengine.corpus import open_corpus
+from dsengine.data import order
 
 
 def test_a_damaged_patch_is_named_and_once_in_quarantine_left_out_with_a_count(small_corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
     corpus = shutil.copytree(small_corpus, tmp_path / "corpus")
-    shard = corpus / "s1/c/0/0/0/0"
+    ids = order.batch_ids(open_corpus(corpus).rows("train"), seed=0, step=0, global_batch=16)[1]
+    shard, patch = corpus / "s1/c/0/0/0/0", int(ids[ids < 64][0])  # one of the first step's
     data = bytearray(shard.read_bytes())
-    data[len(data) // 4] ^= 1
+    start, length = np.frombuffer(bytes(data[-16 * 64 - 4:-4]), "<u8").reshape(64, 2)[patch]
+    data[int(start + length // 2)] ^= 1
     shard.write_bytes(data)
     flags = ["--corpus", str(corpus), "--gpus", "0", "--set", "train.max_steps=3", "--set", "train.precision=fp32", "--batch-size", "16"]
     assert cli.main(["train", *flags, "--out", str(tmp_path / "refused")]) == 1
     error = capfd.readouterr().err
-    assert str(shard) in error and "crc32c" in error and "verify --quarantine" in error
+    assert str(shard) in error and f"patch {patch}:" in error and "crc32c" in error and "verify --quarantine" in error
     assert cli.main(["corpus", "verify", str(corpus), "--quarantine"]) == 0
     capfd.readouterr()
     assert cli.main(["train", *flags, "--out", str(tmp_path / "trained")]) == 0
