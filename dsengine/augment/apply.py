@@ -10,7 +10,7 @@ and J the quarter turn of the chroma. A chain keeps y = A x + T m + b: A -> P A,
 on the triple's rows. The means are thus propagated, never measured again; where no pixel lacks data both are equal.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -54,6 +54,10 @@ class BandPlan:
     def center(self) -> Tensor:
         """(C,) float32 raw value that the op subtracts: the mean as far as float32 holds it."""
         return torch.from_numpy(self.raw_mean.astype(np.float32))
+
+
+# (shape, dtype) -> a contiguous tensor whose numbers may be anything.
+Memory = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 
 class Request(NamedTuple):
@@ -147,15 +151,15 @@ def is_colour_triple(plan: BandPlan, draws: Draws, jitter_space: str) -> np.ndar
 
 
 def augment(sources: list[Tensor], requests: Sequence[Request], *, dtype: torch.dtype = torch.float32,
-            out_channels: int | None = None) -> tuple[Tensor, ...]:
+            out_channels: int | None = None, memory: Memory | None = None) -> tuple[Tensor, ...]:
     """The views of one batch, each (B, C or out_channels, size, size) channels-last on the device of the sources.
 
     sources: (B, C_s, H_s, W_s) int16 per array of the plans. Views that are alike in bands, size, jitter space and number of
-    jitters go through one composition and one op call.
+    jitters go through one composition and one op call. memory: where an op call's output lies; None is fresh memory.
     """
     views: list[Tensor] = [None] * len(requests)
     for members in _alike(requests):
-        for member, view in zip(members, _run(sources, [requests[k] for k in members], dtype, out_channels)):
+        for member, view in zip(members, _run(sources, [requests[k] for k in members], dtype, out_channels, memory)):
             views[member] = view
     return tuple(views)
 
@@ -169,12 +173,17 @@ def _alike(requests: Sequence[Request]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _run(sources: list[Tensor], requests: list[Request], dtype: torch.dtype, out_channels: int | None) -> Sequence[Tensor]:
+def _run(sources: list[Tensor], requests: list[Request], dtype: torch.dtype, out_channels: int | None,
+         memory: Memory | None) -> Sequence[Tensor]:
     plan, _, size, jitter_space = requests[0]
     num_samples, device = len(sources[0]), sources[0].device
     draws = Draws(*(np.concatenate(field) for field in zip(*(request.draws for request in requests))))
     place = (torch.from_numpy(draws.offset), torch.from_numpy(draws.code))
     by_view = [part.unflatten(0, (len(requests), num_samples)).to(device) for part in (*place, *affine(plan, draws, jitter_space))]
-    out = ops.augment(sources, plan.bands.to(device), plan.center.to(device), *by_view, size,
-                      out_channels=out_channels, dtype=dtype, nodata=plan.nodata)
+    arguments = sources, plan.bands.to(device), plan.center.to(device), *by_view
+    if memory is None:
+        out = ops.augment(*arguments, size, out_channels=out_channels, dtype=dtype, nodata=plan.nodata)
+    else:
+        out = memory((len(requests) * num_samples, size, size, out_channels or len(plan.names)), dtype).permute(0, 3, 1, 2)
+        ops.augment_into(*arguments, out, nodata=plan.nodata)
     return out.split(num_samples)

@@ -20,6 +20,7 @@ from dsengine.data import order
 from dsengine.data.pipeline import RawPipeline
 from dsengine.data.plan import LoadPlan, make_plan, out_channels, requests
 from dsengine.data.prefetch import Prefetcher
+from dsengine.data.ring import Ring
 from dsengine.data.sample import Batch, View
 from dsengine.dist import World
 from dsengine.errors import UsageError
@@ -177,23 +178,26 @@ def produce(plan: LoadPlan, steps: Iterator[order.Step], *, pace: Pace, level: f
     """Batches of `steps`, made one after the other; owns the threads and slabs that make them."""
     stream = torch.cuda.Stream(plan.device) if plan.device.type == "cuda" else None
     most = -(-plan.global_batch // plan.world)
+    # Batches ahead, the one being made, the consumer's, and its last one until the next is in its hands; a block a view at most.
+    ring = Ring((pace.prefetch + 3) * len(plan.views)) if plan.device.type == "cpu" else None
     with RawPipeline(plan.layouts, max_batch=most, num_threads=pace.num_threads) as pipeline:
         for step in steps:
-            yield make(plan, pipeline, step, level=level, stream=stream)  # no name holds it: it is the consumer's
+            yield make(plan, pipeline, step, level=level, stream=stream, memory=ring)  # no name holds it: it is the consumer's
 
 
 def make(plan: LoadPlan, pipeline: RawPipeline, step: order.Step, *, level: float | None,
-         stream: torch.cuda.Stream | None) -> Made:
-    """This rank's rows of `step` as a batch on the plan's device, written on `stream`."""
+         stream: torch.cuda.Stream | None, memory: Ring | None) -> Made:
+    """This rank's rows of `step` as a batch on the plan's device, written on `stream`, in `memory` where there is one."""
     ids = step.ids[order.local_slice(len(step.ids), plan.rank, plan.world)]
     with torch.cuda.stream(stream) if stream else nullcontext():
-        views = read_views(plan, pipeline, ids, epoch=step.epoch, level=level) if len(ids) else no_views(plan)
+        views = read_views(plan, pipeline, ids, epoch=step.epoch, level=level, memory=memory) if len(ids) else no_views(plan)
         batch = Batch(views=views, sample_id=torch.tensor(ids, device=plan.device), seed=plan.seed, step=step.step,
                       world=World(plan.rank, plan.world))
         return Made(batch, stream.record_event() if stream else None)
 
 
-def read_views(plan: LoadPlan, pipeline: RawPipeline, ids: np.ndarray, *, epoch: int, level: float | None) -> tuple[Tensor, ...]:
+def read_views(plan: LoadPlan, pipeline: RawPipeline, ids: np.ndarray, *, epoch: int, level: float | None,
+               memory: Ring | None = None) -> tuple[Tensor, ...]:
     """The views of samples `ids`, in order; one call of `augment` for each number of output channels."""
     asked = requests(plan, ids, epoch=epoch, level=level)
     widths = [out_channels(plan, request.plan) for request in asked]
@@ -202,7 +206,7 @@ def read_views(plan: LoadPlan, pipeline: RawPipeline, ids: np.ndarray, *, epoch:
         sources = [x.to(plan.device) for x in raw]  # a blocking copy to a GPU: the lease may end
         for width in dict.fromkeys(widths):
             members = [k for k, w in enumerate(widths) if w == width]
-            made = augment(sources, [asked[k] for k in members], dtype=plan.dtype, out_channels=width)
+            made = augment(sources, [asked[k] for k in members], dtype=plan.dtype, out_channels=width, memory=memory)
             views.update(zip(members, made, strict=True))
     return tuple(views[k] for k in range(len(asked)))
 

@@ -29,17 +29,9 @@ def augment(sources: list[Tensor], bands: Tensor, center: Tensor, offset: Tensor
     Raises UsageError for a wrong shape, dtype, stride or device, and on CPU for values out of range.
     """
     _check(sources, bands, center, offset, code, A, T, b, size, out_channels, dtype)
-    if A.device.type == "cpu":
-        out = _empty(A, size, out_channels, dtype)
-        args = _arguments(sources, bands, center, offset, code, A, T, b, out, nodata)
-        run = library.library().dse_augment_cpu
-        library.check_status("augment", run(ctypes.byref(args), torch.get_num_threads(), library.BEST_ISA))
-        return out
-    if A.device.type == "cuda" and library.build_info()["cuda"]:
-        return _augment_cuda(sources, bands, center, offset, code, A, T, b, size, out_channels, dtype, nodata)
-    library.warn_slow("augment", A.device.type)
-    return augment_reference(sources, bands, center, offset, code, A, T, b, size, out_channels=out_channels,
-                             dtype=dtype, nodata=nodata)
+    out = _empty(A, size, out_channels, dtype)
+    _write(sources, bands, center, offset, code, A, T, b, out, nodata)
+    return out
 
 
 @augment.register_fake
@@ -50,14 +42,38 @@ def _(sources: list[Tensor], bands: Tensor, center: Tensor, offset: Tensor, code
     return _empty(A, size, out_channels, dtype)
 
 
-def _augment_cuda(sources: list[Tensor], bands: Tensor, center: Tensor, offset: Tensor, code: Tensor, A: Tensor,
-                  T: Tensor, b: Tensor, size: int, out_channels: int | None, dtype: torch.dtype, nodata: int) -> Tensor:
-    with torch.cuda.device(A.device):
-        out, mean = _empty(A, size, out_channels, dtype), torch.empty_like(b, dtype=torch.float64)
-        args = _arguments(sources, bands, center, offset, code, A, T, b, out, nodata)
-        stream = torch.cuda.current_stream().cuda_stream
-        library.check_status("augment", library.library().dse_augment_cuda(ctypes.byref(args), mean.data_ptr(), stream))
-    return out
+@torch.library.custom_op("dsengine::augment_into", mutates_args=("out",))
+def augment_into(sources: list[Tensor], bands: Tensor, center: Tensor, offset: Tensor, code: Tensor, A: Tensor, T: Tensor,
+                 b: Tensor, out: Tensor, *, nodata: int = -32768) -> None:
+    """`augment` into memory that is there: out (V * B, out_channels, size, size) with channels-last strides is written whole."""
+    if out.ndim != 4 or A.ndim != 4 or out.shape[0] != A.shape[0] * A.shape[1] or out.shape[2] != out.shape[3] or out.device != A.device:
+        raise UsageError(f"augment: out is {tuple(out.shape)} on {out.device}, it must be (V * B, out_channels, size, size) on {A.device} like A")
+    if not out.permute(0, 2, 3, 1).is_contiguous():
+        raise UsageError(f"augment: out has strides {out.stride()}, it must be channels-last")
+    _check(sources, bands, center, offset, code, A, T, b, out.shape[-1], out.shape[1], out.dtype)
+    _write(sources, bands, center, offset, code, A, T, b, out, nodata)
+
+
+@augment_into.register_fake
+def _(sources: list[Tensor], bands: Tensor, center: Tensor, offset: Tensor, code: Tensor, A: Tensor, T: Tensor,
+      b: Tensor, out: Tensor, *, nodata: int = -32768) -> None:
+    _check(sources, bands, center, offset, code, A, T, b, out.shape[-1], out.shape[1], out.dtype)
+
+
+def _write(sources: list[Tensor], bands: Tensor, center: Tensor, offset: Tensor, code: Tensor, A: Tensor, T: Tensor, b: Tensor,
+           out: Tensor, nodata: int) -> None:
+    args = _arguments(sources, bands, center, offset, code, A, T, b, out, nodata)
+    if A.device.type == "cpu":
+        run = library.library().dse_augment_cpu
+        library.check_status("augment", run(ctypes.byref(args), torch.get_num_threads(), library.BEST_ISA))
+    elif A.device.type == "cuda" and library.build_info()["cuda"]:
+        with torch.cuda.device(A.device):
+            mean, stream = torch.empty_like(b, dtype=torch.float64), torch.cuda.current_stream().cuda_stream
+            library.check_status("augment", library.library().dse_augment_cuda(ctypes.byref(args), mean.data_ptr(), stream))
+    else:
+        library.warn_slow("augment", A.device.type)
+        out.copy_(augment_reference(sources, bands, center, offset, code, A, T, b, out.shape[-1], out_channels=out.shape[1],
+                                    dtype=out.dtype, nodata=nodata))
 
 
 def _empty(A: Tensor, size: int, out_channels: int | None, dtype: torch.dtype) -> Tensor:

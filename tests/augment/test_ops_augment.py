@@ -114,6 +114,19 @@ def test_the_op_passes_opcheck_and_compiles_without_a_break(make_sources, make_o
     assert torch.equal(compiled(sources, *positional), ops.augment(sources, *positional, **keywords) * 2)
 
 
+def test_it_writes_into_memory_that_is_there_and_refuses_what_does_not_fit(make_sources, make_operator):
+    sources, arguments = make_sources(3, patch_size=40), make_operator(5)
+    rest = {key: value for key, value in arguments.items() if key != "size"}
+    expected = ops.augment(sources, **arguments, out_channels=8, dtype=torch.bfloat16)
+    out = torch.full_like(expected, float("nan"))
+    ops.augment_into(sources, **rest, out=out)
+    assert torch.equal(out, expected)
+    torch.library.opcheck(torch.ops.dsengine.augment_into.default, (sources, *rest.values(), out))
+    for wrong, message in ((out.contiguous(), "out has strides"), (out[1:], "out is"), (out[:, :4], "out has strides"), (out[..., :9], "out is")):
+        with pytest.raises(UsageError, match=f"^augment: {message}"):
+            ops.augment_into(sources, **rest, out=wrong)
+
+
 @pytest.mark.parametrize("name, change, message", [
     ("A", lambda x: x.double(), "A is torch.float64, it must be torch.float32"),
     ("A", lambda x: x.mT, r"A has strides .*, it must be contiguous"),
