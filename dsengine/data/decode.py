@@ -24,19 +24,19 @@ def decode(chunk: Chunk, out_CHW: np.ndarray) -> None:
     if not chunk.data.nbytes:
         out_CHW[...] = chunk.layout.fill_value
         return
-    body = _checked(chunk) if chunk.layout.checked else chunk.data
+    body = checked_body(chunk) if chunk.layout.checked else chunk.data
     if chunk.layout.compressor == "none":
         _copy(chunk, body, out_CHW)
         return
-    (_check_blosc_header if chunk.layout.compressor == "blosc" else _check_zstd_header)(chunk, body)
+    (_check_blosc_header if chunk.layout.compressor == "blosc" else check_zstd_header)(chunk, body)
     try:
         (blosc if chunk.layout.compressor == "blosc" else zstd).decompress(body, out_CHW)
     except (RuntimeError, ValueError) as error:
         raise chunk.fail(f"the chunk does not decode ({error})") from error
 
 
-def _checked(chunk: Chunk) -> np.ndarray:
-    """The bytes before the crc32c, which is compared."""
+def checked_body(chunk: Chunk) -> np.ndarray:
+    """The bytes before the crc32c, which is compared. Raises RunError."""
     body, tail = chunk.data[:-CRC_BYTES], chunk.data[-CRC_BYTES:]
     if google_crc32c.value(body) != int.from_bytes(tail.tobytes(), "little"):
         raise chunk.fail("the chunk fails its crc32c")
@@ -60,7 +60,7 @@ def _check_blosc_header(chunk: Chunk, body: np.ndarray) -> None:
                          f"found {body.nbytes} -> {want}")
 
 
-def _check_zstd_header(chunk: Chunk, body: np.ndarray) -> None:
+def check_zstd_header(chunk: Chunk, body: np.ndarray) -> None:
     """Refuse a frame of another size: zstd would leave the rest of the patch as it was."""
     try:
         size = declared_bytes("zstd", memoryview(body))

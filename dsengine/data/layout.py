@@ -23,6 +23,7 @@ class ChunkLayout:
     patch_shape: tuple[int, int, int]  # C, H, W
     patches_per_shard: int
     compressor: str  # blosc | zstd | none
+    cname: str  # Blosc's own codec, "" where the compressor is another
     checked: bool  # each chunk ends with its crc32c
     fill_value: int
     separator: str
@@ -57,7 +58,7 @@ def chunk_layout(array: zarr.Array, *, root: Path | Url) -> ChunkLayout:
     patches = meta.chunk_grid.chunk_shape[0]
     if codec.chunk_shape != (1, *array.shape[1:]) or meta.chunk_grid.chunk_shape[1:] != array.shape[1:]:
         raise UsageError(f"array {name} of {root}: chunks {codec.chunk_shape} of {array.shape}; {LEGAL}")
-    compressor, checked = _inner_codecs(codec, name=name, root=root)
+    compressor, cname, checked = _inner_codecs(codec, name=name, root=root)
     index = [type(c) for c in codec.index_codecs]
     if index != [BytesCodec, Crc32cCodec] or codec.index_location.value != "end":
         raise UsageError(f"array {name} of {root}: shard index {codec.index_codecs} at the {codec.index_location.value}; "
@@ -65,11 +66,12 @@ def chunk_layout(array: zarr.Array, *, root: Path | Url) -> ChunkLayout:
     directory = root / array.path
     return ChunkLayout(
         name=name, directory=directory, storage=storage_at(directory), num_patches=array.shape[0], patch_shape=tuple(array.shape[1:]),
-        patches_per_shard=patches, compressor=compressor, checked=checked, fill_value=int(array.fill_value), separator=meta.chunk_key_encoding.separator)
+        patches_per_shard=patches, compressor=compressor, cname=cname, checked=checked,
+        fill_value=int(array.fill_value), separator=meta.chunk_key_encoding.separator)
 
 
-def _inner_codecs(codec: ShardingCodec, *, name: str, root: Path | Url) -> tuple[str, bool]:
-    """(compressor, whether a crc32c closes each chunk) of a sharding codec's inner chain."""
+def _inner_codecs(codec: ShardingCodec, *, name: str, root: Path | Url) -> tuple[str, str, bool]:
+    """(compressor, Blosc's codec, whether a crc32c closes each chunk) of a sharding codec's inner chain."""
     chain = list(codec.codecs)
     kinds = [type(c) for c in chain]
     checked = kinds[-1] is Crc32cCodec
@@ -78,4 +80,5 @@ def _inner_codecs(codec: ShardingCodec, *, name: str, root: Path | Url) -> tuple
     little = kinds[0] is BytesCodec and (chain[0].endian is None or chain[0].endian.value == "little")
     if not little or tuple(middle) not in known:
         raise UsageError(f"array {name} of {root}: chunk codecs {chain}; {LEGAL}")
-    return known[tuple(middle)], checked
+    cname = chain[1].cname.value if middle == [BloscCodec] else ""
+    return known[tuple(middle)], cname, checked
