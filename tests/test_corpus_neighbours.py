@@ -15,7 +15,9 @@ from sklearn.neighbors import BallTree
 from dsengine import cli
 from dsengine.corpus import neighbours as module
 from dsengine.corpus import open_corpus
+from dsengine.corpus.build.writer import Block, CorpusWriter
 from dsengine.corpus.neighbours import find_pairs, write_neighbours
+from dsengine.corpus.schema import standard_layout
 from dsengine.corpus.verify import verify
 from dsengine.errors import RunError, UsageError
 
@@ -203,3 +205,16 @@ print(total, peak() - before)
     total, grown_mib = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert int(total) == 6000 * 5999
     assert float(grown_mib) < 400
+
+
+def test_patches_without_a_place_have_no_neighbours_and_are_nobodys(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    with CorpusWriter(tmp_path / "c", layout=standard_layout(4), num_patches=5, made_by={}, split="given") as writer:
+        pixels = {name: np.arange(5 * bands * 16, dtype=np.int16).reshape(5, bands, 4, 4) for name, bands in (("s2", 12), ("s1", 2))}
+        nowhere = np.array([0.0, np.nan, 0.1, np.nan, 0.2])
+        writer.append(Block(pixels, {"lon": nowhere, "lat": nowhere, "split": np.zeros(5)}))
+        path = writer.finish()
+    assert cli.main(["corpus", "neighbours", str(path), "--radius-km", "20"]) == 0
+    assert "4 neighbours of 3 patches" in capsys.readouterr().out
+    near = open_corpus(path).neighbours
+    assert [sorted(near.of(row)[0].tolist()) for row in range(5)] == [[2], [], [0, 4], [], [2]]
+    assert write_neighbours(open_corpus(path), where="not lon < 1") == 0

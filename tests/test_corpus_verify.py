@@ -155,6 +155,15 @@ def test_illegal_index_values_name_column_and_row(path: Path) -> None:
     assert {(p.file.name, p.patch) for p in verify(open_corpus(path)).problems} == {("nodata_fraction", 3)}
 
 
+def test_a_patch_without_any_place_is_legal_and_half_a_place_is_not(path: Path, capsys: pytest.CaptureFixture) -> None:
+    group = zarr.open_group(path, mode="r+")
+    group["index/lon"][4:6], group["index/lat"][5:7] = np.nan, np.nan
+    seal(path)
+    assert {(p.file.name, p.patch) for p in verify(open_corpus(path)).problems} == {("lon", 4), ("lat", 6)}
+    assert command("preview", str(path), "--rows", "3,5", "--out", str(path.parent / "sheet.png")) == 0
+    assert command("info", str(path)) == 0
+
+
 def test_a_damaged_index_column_is_a_run_error_naming_it(path: Path) -> None:
     flip(path / "index/lon/c/0", 20)
     with pytest.raises(RunError, match="index/lon/c/0: does not have the sha256 that the manifest states; restore the file .*verify --seal"):

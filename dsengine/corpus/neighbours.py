@@ -83,11 +83,12 @@ def write_neighbours(corpus: "Corpus", *, radius_km: float = RADIUS_KM, where: s
                      progress: Callable[[int, int], None] | None = None) -> int:
     """Make the table and put it in the place of the one there is, whole or not at all; returns the number of pairs.
 
-    UsageError for a radius that is not legal or makes too many pairs, RunError when the disk refuses.
+    Patches without a place have none. UsageError for a radius that is not legal or makes too many pairs, RunError when the disk refuses.
     """
     if not 0 < radius_km <= np.pi * EARTH_RADIUS_KM:
         raise UsageError(f"radius_km={radius_km}: legal: above 0, to half way round the globe ({np.pi * EARTH_RADIUS_KM:.0f})")
     rows = corpus.rows("all", where)
+    rows = rows[np.isfinite(corpus.index.lon[rows]) & np.isfinite(corpus.index.lat[rows])]
     with staged(corpus.path, replaces=[FOLDER]) as part:
         counts = np.zeros(len(corpus), np.int64)
         indices, km = _Stream(part / FOLDER / "indices", "int32"), _Stream(part / FOLDER / "distance_km", "float32")

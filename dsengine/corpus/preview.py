@@ -170,9 +170,10 @@ def _title(corpus: Corpus, row: int) -> str:
     """Two lines: row, split, place; dates and labels of the whole patch."""
     index = corpus.index
     split = "quarantine" if index.quarantine[row] else SPLITS[index.split[row]]
-    first = f"{row}  {split}  {abs(index.lat[row]):.3f}°{'S' if index.lat[row] < 0 else 'N'} {abs(index.lon[row]):.3f}°{'W' if index.lon[row] < 0 else 'E'}"
+    lon, lat = index.lon[row], index.lat[row]
+    place = f"{abs(lat):.3f}°{'S' if lat < 0 else 'N'} {abs(lon):.3f}°{'W' if lon < 0 else 'E'}" if np.isfinite([lon, lat]).all() else "place unknown"
     dates = [f"{sensor} {day}" for sensor in corpus.sensors if (day := _day(getattr(index, f"time_{sensor}", None), row))]
-    return f"{first}\n{'  '.join([*dates, *_patch_labels(corpus, row)])}"
+    return f"{row}  {split}  {place}\n{'  '.join([*dates, *_patch_labels(corpus, row)])}"
 
 
 def _patch_labels(corpus: Corpus, row: int) -> list[str]:

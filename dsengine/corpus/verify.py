@@ -137,12 +137,11 @@ def _check_index(corpus: Corpus | SeriesCorpus) -> list[Problem]:
                 for name, column in columns.items() if len(column) != len(corpus)]
     if problems:
         return problems
-    placeless = not isinstance(corpus, Corpus)  # published series may come without their places
-    placeless = isinstance(corpus, SeriesCorpus)  # some published series and pixels come without their places
+    placeless = np.isnan(columns["lon"]) & np.isnan(columns["lat"])  # some published sets do not say where they lie
     tests: dict[str, Callable[[np.ndarray], np.ndarray]] = {
         "id": lambda v: v == np.arange(len(v)),
-        "lon": lambda v: (np.abs(v) <= 180) | (np.isnan(v) & placeless),
-        "lat": lambda v: (np.abs(v) <= 90) | (np.isnan(v) & placeless),
+        "lon": lambda v: (np.abs(v) <= 180) | placeless,
+        "lat": lambda v: (np.abs(v) <= 90) | placeless,
         "split": lambda v: v <= 2,
         "epsg": lambda v: v >= 0,
         "x": lambda v: ~np.isinf(v),

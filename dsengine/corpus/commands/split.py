@@ -30,5 +30,5 @@ def run(args: argparse.Namespace) -> int:
     out.print(f"{corpus.path}: by {by}: {counts}", markup=False, soft_wrap=True)
     for name in SPLITS[1:] if isinstance(corpus, Corpus) else ():
         found = leakage(corpus, name)
-        out.print(found.sentence() if found else f"{name}: no distance from train, one of them has no patch", markup=False, soft_wrap=True)
+        out.print(found.sentence() if found else f"{name}: no distance from train, one of them has no patch with a known place", markup=False, soft_wrap=True)
     return 0
