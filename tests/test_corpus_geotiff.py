@@ -154,6 +154,16 @@ def test_a_grid_that_is_not_in_metres_is_refused(tmp_path: Path, crs: str) -> No
         build(tmp_path, s2=False)
 
 
+def test_a_small_file_that_says_it_is_huge_in_one_piece_is_refused_before_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / "s1").mkdir()
+    with rasterio.open(tmp_path / "s1/a.tif", "w", driver="GTiff", height=8000, width=9000, count=2, dtype="float64", crs="EPSG:32632",
+                       transform=from_origin(0, 0, 10, 10), compress="deflate", sparse_ok=True, blockysize=8000, interleave="pixel"):
+        pass
+    assert (tmp_path / "s1/a.tif").stat().st_size < 10_000
+    with pytest.raises(UsageError, match="s1/a.tif is stored in pieces of 1,152,000,000 bytes; legal: up to 1,073,741,824"):
+        build(tmp_path, s2=False)
+
+
 def test_files_of_different_shape_are_refused_by_name(tmp_path: Path) -> None:
     write(tmp_path / "s2/a.tif", s2_pixels())
     write(tmp_path / "s1/a.tif", s1_pixels()[:, :, :40])

@@ -90,6 +90,12 @@ def test_a_constant_band_cannot_be_z_scored_and_says_so(tmp_path: Path) -> None:
         corpus.contract()
 
 
+def test_a_patch_that_no_reader_would_open_is_not_begun() -> None:
+    assert standard_layout(3344).patch_size == 3344  # 12 bands of int16 below 256 MiB
+    with pytest.raises(UsageError, match="patch size 3345: a patch of array s2 has 268,536,600 bytes; legal: up to 268,435,456"):
+        standard_layout(3345)
+
+
 def test_an_unknown_kind_of_label_is_refused() -> None:
     with pytest.raises(UsageError, match="kind='map' is not legal: class, multilabel, classmap"):
         LabelSpec(name="x", kind="map", classes={})

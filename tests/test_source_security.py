@@ -128,4 +128,4 @@ def test_a_raster_in_one_huge_piece_is_refused_before_it_is_unpacked(site: list[
                        transform=from_origin(500000, 5500000, 10, 10), compress="deflate", SPARSE_OK=True, BIGTIFF="YES"):
         pass
     assert (tmp_path / "s2/a.tif").stat().st_size < 10_000
-    assert "pieces of 1,600,000,000 pixels" in refused([*site, "--s2-offset", "0"], capsys)
+    assert "pieces of 38,400,000,000 bytes" in refused([*site, "--s2-offset", "0"], capsys)

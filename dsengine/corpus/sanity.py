@@ -10,11 +10,10 @@ from numcodecs import zstd
 from zarr.codecs import ShardingCodec
 
 from dsengine.corpus.frames import chain, check_declared
-from dsengine.corpus.schema import INDEX_DTYPES, LABEL_KINDS, Band, check_name
+from dsengine.corpus.schema import INDEX_DTYPES, LABEL_KINDS, MAX_PATCH_BYTES, Band, check_name
 from dsengine.corpus.storage import Storage, Url
 from dsengine.errors import RunError, UsageError
 
-MAX_PATCH_BYTES = 256 << 20  # decoded patch of one array; 14 bands of 3000 x 3000 pixels
 MAX_SHARD_PATCHES = 1 << 20
 MAX_FILES = 1 << 22  # of one array; 268 million patches
 MAX_CLASSES = 65536

@@ -18,6 +18,7 @@ UNKNOWN_TIME = np.iinfo(np.int64).min  # ns UTC
 UNKNOWN_EPSG = 0
 SPLITS = ("train", "val", "test")  # index/split holds the position in this tuple
 SHARD_PATCHES = 64
+MAX_PATCH_BYTES = 256 << 20  # decoded patch of one array; 14 bands of 3000 x 3000 pixels
 S2_BANDS = ("B01", "B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B09", "B11", "B12")
 S1_BANDS = ("VV", "VH")
 LABEL_KINDS = ("class", "multilabel", "classmap")
@@ -100,6 +101,8 @@ class Layout:
                 raise UsageError(f"array {array.name}: a corpus has a folder of that name; legal: any other than {', '.join(RESERVED)}")
             if self.patch_size % array.factor:
                 raise UsageError(f"patch size {self.patch_size} is not a multiple of {array.factor}, the factor of array {array.name}")
+            if (size := 2 * len(array.bands) * self.side(array) ** 2) > MAX_PATCH_BYTES:
+                raise UsageError(f"patch size {self.patch_size}: a patch of array {array.name} has {size:,} bytes; legal: up to {MAX_PATCH_BYTES:,}")
 
     def bands(self) -> tuple[Band, ...]:
         """The band table, in corpus order."""

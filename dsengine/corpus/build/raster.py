@@ -12,6 +12,7 @@ import numpy as np
 import rasterio
 from affine import Affine
 from rasterio.crs import CRS
+from rasterio.enums import Interleaving
 from rasterio.warp import transform as warp_points
 from rasterio.windows import Window
 
@@ -24,7 +25,7 @@ _TIME_TAGS = ("datetime", "PRODUCT_START_TIME", "DATATAKE_1_DATATAKE_SENSING_STA
 
 
 DRIVERS = {".tif": "GTiff", ".tiff": "GTiff", ".jp2": "JP2OpenJPEG", ".img": "HFA", ".vrt": "VRT"}
-MAX_BLOCK = 1 << 27  # pixels of one tile or strip, which GDAL unpacks whole
+MAX_BLOCK_BYTES = 1 << 30  # of one tile or strip, which GDAL unpacks whole; a Sentinel-2 tile in one piece has 241 MB a band
 
 
 class RasterInfo(NamedTuple):
@@ -67,8 +68,8 @@ def describe(path: Path) -> RasterInfo:
     """Header of a raster. UsageError when it cannot be opened, has no CRS in metres, is rotated, or is stored in huge pieces."""
     try:
         with open_raster(path) as file:
-            if (pixels := max(math.prod(block) for block in file.block_shapes)) > MAX_BLOCK:
-                raise UsageError(f"{path} is stored in pieces of {pixels:,} pixels; legal: up to {MAX_BLOCK:,}: write it with tiles")
+            if (size := _block_bytes(file)) > MAX_BLOCK_BYTES:
+                raise UsageError(f"{path} is stored in pieces of {size:,} bytes; legal: up to {MAX_BLOCK_BYTES:,}: write it with tiles")
             info = RasterInfo(path, file.count, file.dtypes[0], file.shape, file.crs, file.transform, file.nodata, file.descriptions,
                               file.scales[0], file.offsets[0], file.tags())
             has_points = bool(file.gcps[0])
@@ -83,6 +84,12 @@ def describe(path: Path) -> RasterInfo:
     if t.b or t.d or t.a <= 0 or not np.isclose(t.a, -t.e, rtol=1e-6):
         raise UsageError(f"{path}: transform {tuple(t)[:6]} is not north-up with square pixels")
     return info
+
+
+def _block_bytes(file: rasterio.DatasetReader) -> int:
+    """What GDAL holds in memory to read one pixel."""
+    bands = file.count if file.interleaving == Interleaving.pixel else 1
+    return bands * max(math.prod(block) * np.dtype(dtype).itemsize for block, dtype in zip(file.block_shapes, file.dtypes, strict=True))
 
 
 def in_metres(crs: CRS) -> bool:
