@@ -17,7 +17,7 @@ from dsengine.corpus.build import offset
 from dsengine.corpus.build.offset import Decision
 from dsengine.corpus.build.raster import Radiometry, to_stored
 from dsengine.corpus.build.shard import Block
-from dsengine.corpus.schema import NODATA, S1_BANDS, UNKNOWN_TIME, ArraySpec
+from dsengine.corpus.schema import S1_BANDS, UNKNOWN_TIME, ArraySpec
 from dsengine.errors import RunError, UsageError
 
 # (array, factor, bands): bands of one ground resolution, 10, 20 and 60 m, in spectral order.
@@ -51,15 +51,8 @@ def s1_spec() -> ArraySpec:
 
 
 def s2_stored(raw_CHW: np.ndarray, *, shift: int) -> tuple[np.ndarray, np.ndarray]:
-    """int16 reflectance x 10000 of digital numbers plus `shift`, and saturated values a band; the number 0 is no data.
-
-    The same as `raster.to_stored` with a gain of one, in integers, which is several times faster.
-    """
-    valid = raw_CHW != 0
-    values = raw_CHW.astype(np.int64 if raw_CHW.dtype.itemsize > 2 else np.int32) + shift
-    cut = np.clip(values, -32767, 32767)
-    saturated = ((cut != values) & valid).sum(axis=(1, 2))
-    return np.where(valid, cut, NODATA).astype(np.int16), saturated
+    """int16 reflectance x 10000 of digital numbers plus `shift`, and saturated values a band; the number 0 is no data."""
+    return to_stored(raw_CHW, Radiometry(gain=1.0, bias=0.0, shift=shift, nodata=0.0))
 
 
 def read_bands(paths: Sequence[Path], *, side: int, kind: str) -> tuple[np.ndarray, Place]:
