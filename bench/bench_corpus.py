@@ -61,7 +61,8 @@ def plan(request: pytest.FixtureRequest, scene: tuple[np.ndarray, np.ndarray], t
                 file.descriptions = names
     flags = dict.fromkeys(("stride", "s2_bands", "s1_bands", "s2_scale", "s1_scale", "s1_offset", "s2_nodata", "s1_nodata"))
     made = geotiff.plan(Namespace(size=SIZE, s2=[f"{folder}/S2/*.tif"], s1=[f"{folder}/S1/*.tif"], label=[], seed=0, s2_offset="0", **flags))
-    print(f"\n{request.param}: {made.num_patches} patches of 14 x {SIZE} x {SIZE}, {os.path.getsize(folder / 'S2/site0.tif') / 2**20:.0f} MiB an S2 file")
+    megabytes = os.path.getsize(folder / "S2/site0.tif") / 2**20
+    print(f"\n{request.param}: {made.num_patches} patches of 14 x {SIZE} x {SIZE}, {megabytes:.0f} MiB an S2 file")
     return made
 
 

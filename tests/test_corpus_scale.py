@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def test_ctrl_c_ends_all_processes_at_once(tmp_path: Path, whole: dict[str, byte
 
 
 @pytest.mark.parametrize("flags", [("--workers", "3"), ("--workers", "1"), ("--dask", "2")], ids=" ".join)
-def test_a_failing_shard_ends_the_build_by_name_and_the_others_under_way_are_kept(tmp_path: Path, whole: dict[str, bytes], flags: tuple[str, ...]) -> None:
+def test_a_failing_shard_ends_the_build_by_name_and_those_under_way_are_kept(tmp_path: Path, whole: dict[str, bytes], flags: tuple[str, ...]) -> None:
     if "--dask" in flags:
         pytest.importorskip("distributed")
     process = start(tmp_path / "c", *flags, "--fail", "2", "--pause", "0.05")
@@ -193,6 +194,23 @@ def test_a_new_writer_waits_for_tasks_of_a_killed_build_and_they_cannot_write_af
         pass
     with journal.task(storage, second):
         pass
+
+
+def test_of_writers_that_start_at_once_in_a_new_folder_one_gets_it(tmp_path: Path) -> None:
+    def attempt(number: int) -> object:
+        together.wait()
+        try:
+            return journal.claim(LocalStorage(tmp_path / str(trial)), {"number": 0}, overwrite=False)
+        except UsageError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(6) as pool:
+        for trial in range(10):
+            together = threading.Barrier(6)
+            found = list(pool.map(attempt, range(6)))
+            locks = [lock for lock in found if not isinstance(lock, str)]
+            assert len(locks) == 1 and all("another process is writing" in text for text in found if isinstance(text, str))
+            locks[0].close()
 
 
 def test_a_task_in_another_folder_than_the_writers_says_so(tmp_path: Path) -> None:

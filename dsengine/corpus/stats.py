@@ -81,7 +81,8 @@ def measure(corpus: "Corpus", *, progress: Callable[[int, int], None] | None = N
             sums = sums.add(part)
             if progress:
                 progress((number * len(corpus) + rows.stop) // len(corpus.arrays), len(corpus))
-        measured[name] = {**statistics(sums, scale_factor=attrs["scale_factor"], add_offset=attrs["add_offset"]), **exact(sums), "stats_made_by": MADE_BY}
+        physical = statistics(sums, scale_factor=attrs["scale_factor"], add_offset=attrs["add_offset"])
+        measured[name] = {**physical, **exact(sums), "stats_made_by": MADE_BY}
     return measured
 
 

@@ -139,7 +139,8 @@ def test_statistics_are_measured_and_stored_in_a_bucket(remote: Corpus, local: P
     assert open_corpus(url).contract().mean[0] == 0.5
 
 
-@pytest.mark.parametrize("text", ["s3://user:hidden@bucket/x", "s3://bucket/x?sig=hidden", "s3://bucket/../x", "s3:///x", "ftp://host/x", "s3://bucket//x", "http:/host/x"])
+@pytest.mark.parametrize("text", ["s3://user:hidden@bucket/x", "s3://bucket/x?sig=hidden", "s3://bucket/../x", "s3:///x", "ftp://host/x",
+                                  "s3://bucket//x", "http:/host/x"])
 def test_a_url_that_is_not_plain_is_refused_without_repeating_what_may_be_secret(text: str) -> None:
     with pytest.raises(UsageError, match="legal|a URL is") as caught:
         storage_at(text)

@@ -35,8 +35,9 @@ def upload(path: Path, url: str) -> None:
 def test_each_operation_survives_three_failures_in_a_row(url: str, proxy: object, fault: int | str) -> None:
     storage, data = storage_at(url), bytes(range(256)) * 8
     storage.put("a/b", [data])
-    for work, want in ((lambda: storage.get_range("a/b", start=5, size=300), data[5:305]), (lambda: storage.get_tail("a/b", size=99), (data[-99:], 2048)),
-                       (lambda: storage.exists("a/b"), True), (lambda: list(storage.keys()), ["a/b"]), (lambda: storage.put("a/b", [data]), None)):
+    for work, want in ((lambda: storage.get_range("a/b", start=5, size=300), data[5:305]),
+                       (lambda: storage.get_tail("a/b", size=99), (data[-99:], 2048)), (lambda: storage.exists("a/b"), True),
+                       (lambda: list(storage.keys()), ["a/b"]), (lambda: storage.put("a/b", [data]), None)):
         proxy.faults.extend([fault] * 3)
         assert work() == want
         proxy.faults.clear()
@@ -90,7 +91,8 @@ def test_a_loader_whose_server_goes_away_ends_with_one_line(url: str, proxy: obj
     corpus = open_corpus(url)
     proxy.only = "/s2/c/"
     proxy.faults.extend([500] * 10000)
-    with Loader(corpus, (View(size=16),), 35, split="all") as loader, pytest.raises(RunError, match=rf"{url}/s2/c/0/0/0/0: array s2, patch \d+: .*500"):
+    what = rf"{url}/s2/c/0/0/0/0: array s2, patch \d+: .*500"
+    with Loader(corpus, (View(size=16),), 35, split="all") as loader, pytest.raises(RunError, match=what):
         next(loader)
 
 

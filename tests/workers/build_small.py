@@ -1,4 +1,7 @@
-"""Builds a corpus of 4 patches a shard, as a process that tests may kill: OUT SHARDS [--workers N] [--scheduler A] [--dask N] [--pause S] [--fail SHARD]."""
+"""Builds a corpus of 4 patches a shard, as a process that tests may kill.
+
+OUT SHARDS [--workers N] [--dask N] [--pause S] [--fail SHARD] [--die SHARD]
+"""
 
 import argparse
 import os

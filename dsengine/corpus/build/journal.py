@@ -7,14 +7,14 @@ needs none: equal builds write equal bytes, and each object is there whole or no
 """
 
 import fcntl
-import io
 import json
+import os
 import re
 import shutil
 import time
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +34,8 @@ class Stale(RunError):
     """A task of a writer that is no longer the one."""
 
 
-def claim(storage: Storage, header: dict[str, Any], *, overwrite: bool) -> io.BufferedReader | None:
-    """Make or take over the place; returns the locked header file, None in an object store.
+def claim(storage: Storage, header: dict[str, Any], *, overwrite: bool) -> ExitStack | None:
+    """Make or take over the place; returns the lock, to be closed, and None in an object store.
 
     UsageError when it holds anything but an unfinished build with an equal header, cannot be written, or has a writer. `overwrite`
     first removes a corpus, complete or not, and never anything else.
@@ -43,26 +43,32 @@ def claim(storage: Storage, header: dict[str, Any], *, overwrite: bool) -> io.Bu
     try:
         if overwrite and is_corpus(storage):
             clear(storage)
-        if not storage.exists(HEADER):
-            if not _empty(storage):
-                raise UsageError(f"{storage.path} is not empty and holds no unfinished build; give a new folder")
-            storage.put(HEADER, [json.dumps(header).encode()])
-        if not storage.local:
+        _check_free(storage)
+        with ExitStack() as stack:
+            if storage.local:
+                _lock(storage, stack)
+                _check_free(storage)  # again: another writer may have come and gone
+            if not storage.exists(HEADER):
+                storage.put(HEADER, [json.dumps(header).encode()])
             _same_build(storage, json.loads(storage.get(HEADER)), header)
-            return None
-        lock = open(storage.path / HEADER, "rb")
+            return stack.pop_all() if storage.local else None
     except OSError as error:
         raise UsageError(f"cannot write the corpus folder {storage.path}: {error.strerror}") from error
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        _same_build(storage, json.loads(lock.read()), header)
-    except OSError as error:
-        lock.close()
-        raise UsageError(f"{storage.path}: another process is writing this corpus") from error
-    except UsageError:
-        lock.close()
-        raise
-    return lock
+
+
+def _lock(storage: Storage, stack: ExitStack) -> None:
+    """Lock the journal's folder, which unlike a file in it is never replaced."""
+    folder = storage.path / JOURNAL
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder, os.O_RDONLY)
+    stack.callback(os.close, handle)
+    if not _locked(handle, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        raise UsageError(f"{storage.path}: another process is writing this corpus")
+
+
+def _check_free(storage: Storage) -> None:
+    if not _empty(storage) and not storage.exists(HEADER):  # in this order: another writer's header may come in between
+        raise UsageError(f"{storage.path} is not empty and holds no unfinished build; give a new folder")
 
 
 def is_corpus(storage: Storage) -> bool:
@@ -97,7 +103,7 @@ def admit(storage: Storage) -> str:
     path = storage.path / WORKERS
     with open(path, "ab") as lock:
         deadline = time.monotonic() + PATIENCE_S
-        while not _locked(lock, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        while not _locked(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB):
             if time.monotonic() > deadline:
                 raise UsageError(f"{storage.path}: workers of another build are still writing this corpus; wait for them, or end them")
             time.sleep(0.05)
@@ -157,11 +163,12 @@ def _empty(storage: Storage) -> bool:
     if storage.local:
         path: Path = storage.path
         # A kill may have come before the header was complete.
-        return not path.exists() or (path.is_dir() and {p.name for p in path.iterdir()} <= {JOURNAL} and set(storage.keys(JOURNAL)) <= {f"{HEADER}.tmp"})
+        begun = path.is_dir() and {p.name for p in path.iterdir()} <= {JOURNAL} and set(storage.keys(JOURNAL)) <= {f"{HEADER}.tmp"}
+        return begun or not path.exists()
     return next(iter(storage.keys()), None) is None
 
 
-def _locked(file: io.BufferedWriter, how: int) -> bool:
+def _locked(file: int, how: int) -> bool:
     try:
         fcntl.flock(file, how)
     except BlockingIOError:

@@ -98,8 +98,8 @@ def _outcome(worker: _Worker) -> tuple[int, Exception | None]:
         worker.process.join()
         lost = ", ".join(map(str, worker.shards))
         worker.shards.clear()
-        return -1, RunError(f"shard {lost}: the worker process ended with exit code {worker.process.exitcode} (-9 is killed, as when memory runs out); "
-                            "the same command continues")
+        return -1, RunError(f"shard {lost}: the worker process ended with exit code {worker.process.exitcode} "
+                            "(-9 is killed, as when memory runs out); the same command continues")
     worker.shards.remove(shard)
     return shard, error
 
