@@ -1,5 +1,6 @@
 """Corpora made out of corpora: convert and merge, against plain zarr-python and numpy."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -156,6 +157,16 @@ def test_append_gives_what_merge_gives_and_leaves_whole_shards_alone(tmp_path: P
     assert run("verify", first) == 0
     attributes = open_corpus(first).attributes
     assert attributes["made_by"] == {"seed": 5} and [item["num_patches"] for item in attributes["appended"]] == [numbers[1]]
+
+
+def test_a_dropped_neighbour_table_leaves_nothing_that_zarr_warns_of(tmp_path: Path) -> None:
+    first, second = write(tmp_path / "first", 5, 5), write(tmp_path / "second", 3, 6)
+    assert run("neighbours", first) == 0 and "neighbours" in zarr.open_group(first, mode="r")
+    assert run("append", first, second) == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not any(name.startswith("neighbours") for name in everything(first))
+    assert not (first / "neighbours").exists()
 
 
 def _with_faults(path: Path, n: int, seed: int) -> Path:

@@ -71,6 +71,7 @@ def finish(path: Place) -> bool:
         storage.delete(removed)
         for key in files:
             _move(storage, key)
+        _remove_emptied(storage, removed)
         _discard(storage, files)
     except (OSError, ValueError, TypeError) as error:
         raise RunError(f"{storage.path / CHANGE}: an interrupted edit cannot be completed: {error}") from error
@@ -83,6 +84,16 @@ def _move(storage: Storage, key: str) -> None:
         os.replace(storage.path / CHANGE / key, storage.path / key)
     else:
         storage.put(key, [storage.get(f"{CHANGE}/{key}")])
+
+
+def _remove_emptied(storage: Storage, removed: Sequence[str]) -> None:
+    """Remove folders that are left without a file: zarr-python warns of folders that are no node."""
+    if not isinstance(storage, LocalStorage):
+        return
+    folders = {folder for key in removed for folder in (storage.path / key).parents if storage.path in folder.parents}
+    for folder in sorted(folders, key=lambda path: -len(path.parts)):
+        if folder.is_dir() and not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _discard(storage: Storage, files: Sequence[str]) -> None:
