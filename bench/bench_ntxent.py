@@ -1,4 +1,5 @@
-"""NT-Xent of two views on CPU, forward and backward, against the usual form with every similarity in memory, eager and compiled.
+"""NT-Xent of two views on CPU, forward and backward, against the usual form with every similarity in memory, eager and compiled,
+and against lightly's loss where it is installed.
 
 Run `pytest bench/bench_ntxent.py --benchmark-enable -s`. Both sides use torch's threads (OMP_NUM_THREADS) and the same allocator:
 first glibc's own settings, then big blocks kept by the process (mallopt), which favours the materialised form.
@@ -15,6 +16,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from paired import paired_ratio
+from peers import lightly_nt_xent
 from torch import Tensor
 
 from dsengine.kernels import nt_xent
@@ -48,11 +50,18 @@ def materialised(z: Tensor) -> Tensor:
     return F.cross_entropy(s, rows.roll(len(x) // 2))
 
 
-BASELINES = {"eager": lambda: materialised, "compiled": lambda: torch.compile(materialised)}
+def lightly() -> Callable[[Tensor], Tensor]:
+    """lightly's NTXentLoss, or a skip."""
+    loss = lightly_nt_xent(TEMPERATURE)
+    return lambda z: loss(z[0], z[1])
 
 
-@pytest.mark.parametrize("allocator", ["default", "keeps big blocks"])
+BASELINES = {"eager": lambda: materialised, "compiled": lambda: torch.compile(materialised), "lightly": lightly}
+
+
+# The allocator's setting cannot be taken back, so it comes last: it is the slowest of the two to change.
 @pytest.mark.parametrize("baseline", BASELINES)
+@pytest.mark.parametrize("allocator", ["default", "keeps big blocks"])
 def test_nt_xent_against_the_materialised_form(baseline: str, allocator: str, benchmark: Callable) -> None:
     theirs = BASELINES[baseline]()
     if allocator == "keeps big blocks":
