@@ -17,7 +17,7 @@ from dsengine.augment.apply import augment
 from dsengine.augment.params import HELDOUT_EPOCH
 from dsengine.corpus import Corpus
 from dsengine.data import order
-from dsengine.data.pipeline import RawPipeline
+from dsengine.data.pipeline import Patches, open_pipeline
 from dsengine.data.plan import LoadPlan, make_plan, out_channels, requests
 from dsengine.data.prefetch import Prefetcher
 from dsengine.data.ring import Ring
@@ -180,12 +180,12 @@ def produce(plan: LoadPlan, steps: Iterator[order.Step], *, pace: Pace, level: f
     most = -(-plan.global_batch // plan.world)
     # Batches ahead, the one being made, the consumer's, and its last one until the next is in its hands; a block a view at most.
     ring = Ring((pace.prefetch + 3) * len(plan.views)) if plan.device.type == "cpu" else None
-    with RawPipeline(plan.layouts, max_batch=most, num_threads=pace.num_threads) as pipeline:
+    with open_pipeline(plan.layouts, max_batch=most, num_threads=pace.num_threads, device=plan.device) as pipeline:
         for step in steps:
             yield make(plan, pipeline, step, level=level, stream=stream, memory=ring)  # no name holds it: it is the consumer's
 
 
-def make(plan: LoadPlan, pipeline: RawPipeline, step: order.Step, *, level: float | None,
+def make(plan: LoadPlan, pipeline: Patches, step: order.Step, *, level: float | None,
          stream: torch.cuda.Stream | None, memory: Ring | None) -> Made:
     """This rank's rows of `step` as a batch on the plan's device, written on `stream`, in `memory` where there is one."""
     ids = step.ids[order.local_slice(len(step.ids), plan.rank, plan.world)]
@@ -196,14 +196,14 @@ def make(plan: LoadPlan, pipeline: RawPipeline, step: order.Step, *, level: floa
         return Made(batch, stream.record_event() if stream else None)
 
 
-def read_views(plan: LoadPlan, pipeline: RawPipeline, ids: np.ndarray, *, epoch: int, level: float | None,
+def read_views(plan: LoadPlan, pipeline: Patches, ids: np.ndarray, *, epoch: int, level: float | None,
                memory: Ring | None = None) -> tuple[Tensor, ...]:
     """The views of samples `ids`, in order; one call of `augment` for each number of output channels."""
     asked = requests(plan, ids, epoch=epoch, level=level)
     widths = [out_channels(plan, request.plan) for request in asked]
     views: dict[int, Tensor] = {}
     with pipeline.lease(ids) as raw:
-        sources = [x.to(plan.device) for x in raw]  # a blocking copy to a GPU: the lease may end
+        sources = [x.to(plan.device) for x in raw]  # nothing to do where the pipeline ends on the device
         for width in dict.fromkeys(widths):
             members = [k for k, w in enumerate(widths) if w == width]
             made = augment(sources, [asked[k] for k in members], dtype=plan.dtype, out_channels=width, memory=memory)

@@ -2,15 +2,16 @@
 
     ids -> patches (chunks + decode) -> int16 slab -> DALI graph -> torch (DLPack)
 
-The seam for a GPU is `raw_graph`: there the source node carries compressed chunks, and inflating follows it in the
-graph; on the CPU DALI has no inflate, so patches are decoded before the graph, whose only node is the source.
+On the CPU DALI has no inflate, so patches are decoded before the graph, whose only node is the source; a GPU's graph
+(`inflate`) has the same source, of compressed chunks, and inflates them.
 DALI 2.4 copies a CPU source's batch once into its output buffer, whatever `no_copy` says (3.4 ms for 64 patches of
 14 x 128 x 128 on two threads). The non-dynamic executor keeps that buffer and overwrites it in its next run; the dynamic
 one allocates one for each batch, which took 1.5 times as long, in page faults. Hence the lease below.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,9 +22,34 @@ from dsengine.data.layout import ChunkLayout
 from dsengine.data.patches import PatchReader
 
 
+class Patches(Protocol):
+    """What reads patches: a context manager that ends its threads."""
+
+    def lease(self, ids: np.ndarray) -> AbstractContextManager[tuple[torch.Tensor, ...]]:
+        """Stored integers of patches `ids` (B,) int64: (B, C, H, W) int16 for each array, good within the context."""
+
+    def __enter__(self) -> "Patches": ...
+
+    def __exit__(self, *_: object) -> None: ...
+
+
+def open_pipeline(layouts: Sequence[ChunkLayout], *, max_batch: int, num_threads: int, device: torch.device) -> Patches:
+    """What reads at most `max_batch` patches of `layouts` at once for `device`: decoded to the CPU, compressed to a GPU and decoded there."""
+    if device.type != "cuda":
+        return RawPipeline(layouts, max_batch=max_batch, num_threads=num_threads)
+    from dsengine.data.device import open_on_device  # brings numba, half a second that a CPU need not wait
+
+    return open_on_device(layouts, num_threads=num_threads, device=device)
+
+
+def source(name: str, *, device: str, dtype: types.DALIDataType, ndim: int) -> DataNode:
+    """A node that is fed a batch at once by `name`, not copied where DALI can do without."""
+    return fn.external_source(name=name, device=device, batch=True, no_copy=True, dtype=dtype, ndim=ndim)
+
+
 def raw_graph(names: Sequence[str]) -> tuple[DataNode, ...]:
     """One source of decoded (C, H, W) int16 samples for each array, fed by name."""
-    return tuple(fn.external_source(name=name, batch=True, no_copy=True, dtype=types.INT16, ndim=3) for name in names)
+    return tuple(source(name, device="cpu", dtype=types.INT16, ndim=3) for name in names)
 
 
 class RawPipeline:
