@@ -132,6 +132,7 @@ def test_a_cover_leaves_nothing_out_and_holds_nothing_that_does_not_touch(shape:
     inner = geography.cover(area, size=60, resolution_m=10.0, within=True)
     assert 0 < len(inner) < len(grids) and set(inner) <= set(grids)
     assert all(_in_degrees(grid, shape).within(near) for grid in inner)
+    assert set(inner) >= {grid for grid, patch in zip(grids, patches, strict=True) if patch.within(shape.buffer(-1e-5))}
 
 
 def _in_degrees(grid: object, shape: object) -> object:

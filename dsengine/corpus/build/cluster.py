@@ -23,7 +23,8 @@ def run_on_cluster(job: Job, shards: Iterable[int], *, address: str, done: Calla
     distributed = need("distributed", "cluster")
     try:
         # Here, because a client with an address that cannot be one waits for a minute when it is thrown away.
-        distributed.comm.get_address_host_port(address)
+        if not address.startswith("inproc://"):
+            distributed.comm.get_address_host_port(address)
         client = distributed.Client(address, timeout=TIMEOUT_S, set_as_default=False)
     except (OSError, ValueError, distributed.TimeoutError) as error:
         raise UsageError(f"--scheduler {address}: no scheduler answers there ({' '.join(str(error).split())}); legal: an address such as "

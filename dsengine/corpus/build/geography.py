@@ -132,8 +132,8 @@ def _cover_zone(whole: object, epsg: int, *, size: int, resolution_m: float, wit
     if shapely.is_empty(here):
         return []
     mine = _project(here, epsg)
-    # A patch may reach over the edge of its zone: what lies within the region is judged a degree further.
-    target = _project(shapely.intersection(whole, shapely.buffer(zone, 1.0, join_style="mitre")), epsg) if within else mine
+    # A patch may reach over the edge of its zone: what lies within the region is judged a degree further, also across 180 degrees.
+    target = _project(shapely.intersection(_around(whole), shapely.buffer(zone, 1.0, join_style="mitre")), epsg) if within else mine
     side, origin = size * resolution_m, FALSE_NORTHING_M if epsg // 100 == 327 else 0
     left, bottom, right, top = shapely.bounds(mine)
     columns = np.arange(np.floor(left / side), np.floor(right / side) + 1) * side
@@ -146,6 +146,18 @@ def _cover_zone(whole: object, epsg: int, *, size: int, resolution_m: float, wit
         keep = shapely.intersects(mine, boxes) & (shapely.covers(target, boxes) if within else True)
         grids += [Grid(epsg, float(x), float(low + side), size, resolution_m) for x in columns[keep]]
     return grids
+
+
+def _around(whole: object) -> object:
+    """The geometry with what a neighbour of the antimeridian sees on its other side."""
+    shapely = need("shapely", "stac")
+    west, _, east, _ = shapely.bounds(whole)
+    copies = [whole]
+    if east > 179:
+        copies.append(shapely.transform(whole, lambda xy: xy - (360.0, 0.0)))
+    if west < -179:
+        copies.append(shapely.transform(whole, lambda xy: xy + (360.0, 0.0)))
+    return shapely.union_all(copies)
 
 
 def _project(geometry: object, epsg: int) -> object:
