@@ -63,6 +63,20 @@ def test_a_damaged_patch_stops_training_until_it_is_set_aside_and_comes_back_whe
     assert epoch(path) == train
 
 
+def test_commands_say_how_to_go_on_with_the_rest_and_quality_passes_over_what_is_set_aside(path: Path, tmp_path: Path,
+                                                                                             capsys: pytest.CaptureFixture[str]) -> None:
+    flip(path, 7)
+    write_column(open_corpus(path), "cloud_fraction", np.full(96, np.nan))
+    assert cli.main(["corpus", "quality", str(path)]) == 1 and "patches 0 to 63 cannot be read" in capsys.readouterr().err
+    assert cli.main(["corpus", "verify", "--quarantine", str(path)]) == 0
+    assert cli.main(["corpus", "convert", str(path), str(tmp_path / "all")]) == 1
+    assert f"`dsengine corpus convert {path} OUT --where 'id >= 0'` copies the rest" in capsys.readouterr().err
+    assert cli.main(["corpus", "convert", str(path), str(tmp_path / "rest"), "--where", "id >= 0"]) == 0
+    assert len(open_corpus(tmp_path / "rest")) == 95
+    assert cli.main(["corpus", "quality", str(path)]) == 0
+    np.testing.assert_array_equal(np.isnan(open_corpus(path).index.cloud_fraction), np.arange(96) == 7)
+
+
 def test_a_lost_shard_sets_all_its_patches_aside_and_other_marks_stay(path: Path) -> None:
     write_column(open_corpus(path), "quarantine", np.where(np.arange(96) == 2, 7, 0))
     (path / "s1/c/1/0/0/0").unlink()

@@ -77,6 +77,7 @@ def measure(arrays: Mapping[str, np.ndarray], bands: Sequence[Band], known: Mapp
 
 def measure_corpus(corpus: "Corpus", *, again: bool = False, progress: Callable[[int, int], None] | None = None) -> Measured:
     """Fill the columns of a corpus that is there, all or none; `again` also measures what has a value. Returns the columns as they are now.
+    Patches in quarantine keep what they have: they may not be readable.
 
     RunError when a patch cannot be read or the disk refuses.
     """
@@ -86,22 +87,25 @@ def measure_corpus(corpus: "Corpus", *, again: bool = False, progress: Callable[
     anew = [name for name in COLUMNS if again and (clouds if name == "cloud_fraction" else _pair(corpus.bands))]
     parts = []
     for start in range(0, len(corpus), SHARD_PATCHES):
-        rows = slice(start, min(start + SHARD_PATCHES, len(corpus)))
-        known = {name: getattr(corpus.index, name)[rows] for name in COLUMNS}
-        known.update((name, np.full(rows.stop - start, np.nan)) for name in anew)
-        parts.append(measure(_read(corpus, rows), corpus.bands, known, clouds=clouds))
+        batch = slice(start, min(start + SHARD_PATCHES, len(corpus)))
+        known = {name: getattr(corpus.index, name)[batch].copy() for name in COLUMNS}
+        if len(rows := start + np.flatnonzero(corpus.index.quarantine[batch] == 0)):
+            stated = {name: np.full(len(rows), np.nan) if name in anew else known[name][rows - start] for name in COLUMNS}
+            for name, values in measure(_read(corpus, rows), corpus.bands, stated, clouds=clouds)._asdict().items():
+                known[name][rows - start] = values
+        parts.append(Measured(**known))
         if progress:
-            progress(rows.stop, len(corpus))
+            progress(batch.stop, len(corpus))
     found = Measured(*(np.concatenate(column) for column in zip(*parts, strict=True)))
     write_columns(corpus, found._asdict(), root={"made_by": {**corpus.attributes["made_by"], "quality": METHOD}})
     return found
 
 
-def _read(corpus: "Corpus", rows: slice) -> dict[str, np.ndarray]:
+def _read(corpus: "Corpus", rows: np.ndarray) -> dict[str, np.ndarray]:
     try:
-        return {name: np.asarray(array[rows]) for name, array in corpus.arrays.items()}
+        return {name: np.asarray(array.oindex[rows]) for name, array in corpus.arrays.items()}
     except (ValueError, RuntimeError, OSError) as error:
-        raise RunError(f"{corpus.path}: patches {rows.start} to {rows.stop - 1} cannot be read ({error}); "
+        raise RunError(f"{corpus.path}: patches {rows[0]} to {rows[-1]} cannot be read ({error}); "
                        f"`dsengine corpus verify {corpus.path}` names the patch") from error
 
 

@@ -104,8 +104,8 @@ def _part(copy: Copy, number: int, rows: np.ndarray) -> tuple[dict[str, np.ndarr
         labels = {name: array.oindex[rows] for name, array in corpus.labels.items()}
         extra = {name: _plain(np.asarray(corpus.columns[name].oindex[rows])) for name in copy.columns}
     except (ValueError, RuntimeError, OSError) as error:
-        raise RunError(f"{corpus.path}: rows {rows[0]} to {rows[-1]} cannot be read ({error}); `dsengine corpus verify {corpus.path}` "
-                       "names what is damaged, `--quarantine` sets it aside") from error
+        raise RunError(f"{corpus.path}: rows {rows[0]} to {rows[-1]} cannot be read ({error}); `dsengine corpus verify --quarantine "
+                       f"{corpus.path}` sets aside what is damaged, then `dsengine corpus convert {corpus.path} OUT --where 'id >= 0'` copies the rest") from error
     where = {band.name: band for band in corpus.bands}
     arrays = {}
     for spec in copy.layout.arrays:
