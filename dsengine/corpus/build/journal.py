@@ -162,9 +162,10 @@ def discard(storage: Storage) -> None:
 def _empty(storage: Storage) -> bool:
     if storage.local:
         path: Path = storage.path
+        if not path.exists():
+            return True
         # A kill may have come before the header was complete.
-        begun = path.is_dir() and {p.name for p in path.iterdir()} <= {JOURNAL} and set(storage.keys(JOURNAL)) <= {f"{HEADER}.tmp"}
-        return begun or not path.exists()
+        return path.is_dir() and {p.name for p in path.iterdir()} <= {JOURNAL} and set(storage.keys(JOURNAL)) <= {f"{HEADER}.tmp"}
     return next(iter(storage.keys()), None) is None
 
 
