@@ -3,9 +3,9 @@
 import hashlib
 import json
 import os
-import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -133,15 +133,17 @@ def test_a_build_killed_twice_continues_with_the_same_scenes_and_ends_with_the_s
 
 def _run_until(command: list[str], reached: Callable[[], bool]) -> None:
     """Run the command in a process of its own and SIGKILL it when `reached`."""
-    process = subprocess.Popen([sys.executable, "-m", "dsengine.cli", *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 60
-        while not reached():
-            assert process.poll() is None and time.monotonic() < deadline, "it ended before it could be killed"
-            time.sleep(0.002)
-    finally:
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+    with tempfile.TemporaryFile() as said, \
+            subprocess.Popen([sys.executable, "-m", "dsengine.cli", *command], stdout=subprocess.DEVNULL, stderr=said) as process:
+        try:
+            deadline = time.monotonic() + 120
+            while not reached():
+                if process.poll() is not None or time.monotonic() > deadline:
+                    said.seek(0)
+                    raise AssertionError(f"it could not be killed, for it ended with {process.poll()}: {said.read().decode()[-2000:]}")
+                time.sleep(0.002)
+        finally:
+            process.kill()
 
 
 def test_a_bad_day_ends_with_a_complete_corpus_and_a_report_of_what_failed(world: server.Archive, tmp_path: Path) -> None:
