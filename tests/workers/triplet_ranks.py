@@ -59,6 +59,7 @@ def main(out: str, sizes_text: str) -> None:
             results[f"{name} alone"] = triplet(*rows(name, sizes, world.rank), margin=0.5, group=world.group, sizes=tuple(sizes), **options)
         results[f"{name} alone sent"], sent[:] = sent[:], []
     torch.save(results, Path(out) / str(world.rank))
+    torch.compiler.reset()  # its guards hold the group, whose threads would outlive the interpreter and abort the process
     dist.leave(world)
 
 
