@@ -17,6 +17,7 @@ enum dse_status {
   DSE_BAD_ISA = 6,       // not an instruction set of this CPU
   DSE_NO_MEMORY = 7,
   DSE_BAD_BLOCK = 8,     // a block or one of its streams leaves its buffer
+  DSE_BAD_CHUNK = 9,     // a chunk could not be read, fails its crc32c or does not decode
   DSE_CUDA_ERROR = 1000  // 1000 + cudaError_t
 };
 
@@ -84,6 +85,30 @@ typedef struct {
 
 DSE_API int dse_unfilter_streams_cpu(const dse_unfilter_streams_args* args, int32_t num_threads);
 DSE_API int dse_unfilter_streams_cuda(const dse_unfilter_streams_args* args, void* stream);
+
+// Chunks of shard files to patches in memory: read, crc32c compared, decoded. See decode/read_cpu.cpp.
+enum dse_compressor { DSE_STORED = 0, DSE_BLOSC = 1 };  // none; Blosc 1 frames of LZ4
+
+typedef struct {
+  const char *prefix, *suffix;  // around a shard's number in decimal: its path
+  uint8_t* out;                 // (num_patches, patch_bytes)
+  int64_t num_patches, patch_bytes;
+  int32_t compressor;  // dse_compressor
+  int32_t checked;     // a crc32c closes each chunk
+  int32_t fill;        // int16 value of patches that are not stored
+} dse_read_array;
+
+typedef struct {
+  const dse_read_array* arrays;
+  const int64_t* chunks;  // (num_chunks, 5): array, shard, offset in it, bytes (0: not stored), row of out; best in file order
+  int32_t* status;        // (num_chunks,): DSE_OK or DSE_BAD_CHUNK
+  uint8_t* scratch;       // (num_threads, scratch_bytes)
+  int64_t num_arrays, num_chunks;
+  int64_t scratch_bytes;  // dse_read_scratch of the largest chunk and patch
+} dse_read_args;
+
+DSE_API int dse_read_cpu(const dse_read_args* args, int32_t num_threads, int32_t isa);
+DSE_API int64_t dse_read_scratch(int64_t chunk_bytes, int64_t patch_bytes);
 
 // Geometric views and blur of channels-last images, in and out of type `type`; arithmetic in float. See warp/warp.h.
 typedef struct {

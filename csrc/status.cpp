@@ -10,6 +10,7 @@ const char* dse_message(int status) {
     case DSE_BAD_CODE: return "code: a dihedral code is not 0..7";
     case DSE_BAD_ISA: return "isa: this CPU lacks the instruction set";
     case DSE_BAD_BLOCK: return "a block or one of its streams leaves its buffer";
+    case DSE_BAD_CHUNK: return "a chunk could not be read, fails its crc32c or does not decode";
     case DSE_NO_MEMORY: return "out of memory";
     case DSE_NO_CUDA: return "built without CUDA";
     default: return "CUDA error";

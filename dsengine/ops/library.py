@@ -55,6 +55,20 @@ class UnfilterStreamsArgs(Structure):
                 ("num_sources", c_int32)]
 
 
+class ReadArray(Structure):
+    """dse_read_array."""
+
+    _fields_ = [("prefix", c_char_p), ("suffix", c_char_p), ("out", c_void_p), ("num_patches", c_int64), ("patch_bytes", c_int64),
+                ("compressor", c_int32), ("checked", c_int32), ("fill", c_int32)]
+
+
+class ReadArgs(Structure):
+    """dse_read_args."""
+
+    _fields_ = [("arrays", c_void_p), ("chunks", c_void_p), ("status", c_void_p), ("scratch", c_void_p), ("num_arrays", c_int64),
+                ("num_chunks", c_int64), ("scratch_bytes", c_int64)]
+
+
 class WarpArgs(Structure):
     """dse_warp_args."""
 
@@ -95,6 +109,8 @@ def library() -> ctypes.CDLL:
     _declare(lib.dse_unfilter_cuda, c_int, POINTER(UnfilterArgs), c_void_p)
     _declare(lib.dse_unfilter_streams_cpu, c_int, POINTER(UnfilterStreamsArgs), c_int32)
     _declare(lib.dse_unfilter_streams_cuda, c_int, POINTER(UnfilterStreamsArgs), c_void_p)
+    _declare(lib.dse_read_cpu, c_int, POINTER(ReadArgs), c_int32, c_int32)
+    _declare(lib.dse_read_scratch, c_int64, c_int64, c_int64)
     _declare(lib.dse_warp_cpu, c_int, POINTER(WarpArgs), c_int32, c_int32)
     _declare(lib.dse_warp_cuda, c_int, POINTER(WarpArgs), c_void_p)
     _declare(lib.dse_blur_cpu, c_int, POINTER(BlurArgs), c_int32, c_int32)

@@ -1,0 +1,128 @@
+// Chunks of files to patches: each thread opens, reads, checks and decodes some chunks in file order, then takes more.
+//
+// A chunk is decoded while it lies in the cache of the core that has read it. A chunk that cannot be is marked and left to the
+// caller, who has the words for what is wrong and other decoders.
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+
+#include "decode/blosc.h"
+#include "decode/crc32c.h"
+#include "threads.h"
+
+namespace {
+
+using namespace dse;
+
+enum : int64_t { kCrcBytes = 4, kPathBytes = 4096, kMostAtOnce = 8 };
+
+struct ChunkRow {
+  int64_t array, shard, offset, bytes, row;
+};
+
+ChunkRow chunk_row(const dse_read_args& a, int64_t k) {
+  const int64_t* row = a.chunks + 5 * k;
+  return {row[0], row[1], row[2], row[3], row[4]};
+}
+
+// The file of the last chunk, which is often that of the next one.
+class File {
+ public:
+  ~File() { close_it(); }
+  int of(const dse_read_array& array, const ChunkRow& chunk) {
+    if (array_ == &array && shard_ == chunk.shard) return handle_;
+    close_it();
+    char path[kPathBytes];
+    const int length = snprintf(path, sizeof path, "%s%lld%s", array.prefix, (long long)chunk.shard, array.suffix);
+    if (length > 0 && length < (int)sizeof path) handle_ = open(path, O_RDONLY | O_CLOEXEC);
+    array_ = &array, shard_ = chunk.shard;
+    return handle_;
+  }
+
+ private:
+  void close_it() {
+    if (handle_ >= 0) close(handle_);
+    handle_ = -1;
+  }
+  const dse_read_array* array_ = nullptr;
+  int64_t shard_ = -1;
+  int handle_ = -1;
+};
+
+bool read_whole(int file, uint8_t* to, int64_t bytes, int64_t offset) {
+  while (bytes > 0) {
+    const ssize_t got = pread(file, to, bytes, offset);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) return false;
+    to += got, bytes -= got, offset += got;
+  }
+  return true;
+}
+
+typedef bool (*Decode)(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch);
+
+bool decode_portable(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) { return decode_frame(in, size, out, want, scratch); }
+DSE_AVX2 bool decode_avx2(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) {
+  return decode_frame(in, size, out, want, scratch);
+}
+DSE_AVX512 bool decode_avx512(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) {
+  return decode_frame(in, size, out, want, scratch);
+}
+
+bool read_chunk(const dse_read_args& a, const ChunkRow& chunk, File& file, uint8_t* scratch, Decode decode, bool fast) {
+  const dse_read_array& array = a.arrays[chunk.array];
+  uint8_t* out = array.out + chunk.row * array.patch_bytes;
+  if (chunk.bytes == 0) {
+    std::fill_n((int16_t*)out, array.patch_bytes / 2, (int16_t)array.fill);
+    return true;
+  }
+  const int64_t body = chunk.bytes - (array.checked ? (int64_t)kCrcBytes : 0);
+  if (body < 0 || dse_read_scratch(chunk.bytes, array.patch_bytes) > a.scratch_bytes) return false;
+  const int handle = file.of(array, chunk);
+  if (handle < 0 || !read_whole(handle, scratch, chunk.bytes, chunk.offset)) return false;
+  if (array.checked && crc32c(scratch, body, fast) != (uint32_t)load32(scratch + body)) return false;
+  if (array.compressor == DSE_BLOSC) return decode(scratch, body, out, array.patch_bytes, scratch + chunk.bytes + kSlack);
+  if (body != array.patch_bytes) return false;
+  memcpy(out, scratch, body);
+  return true;
+}
+
+bool arguments_are_legal(const dse_read_args& a) {
+  for (int64_t k = 0; k < a.num_arrays; ++k) {
+    const dse_read_array& array = a.arrays[k];
+    if (array.patch_bytes < 0 || array.patch_bytes % 2 || (array.compressor != DSE_STORED && array.compressor != DSE_BLOSC)) return false;
+  }
+  for (int64_t k = 0; k < a.num_chunks; ++k) {
+    const ChunkRow c = chunk_row(a, k);
+    if (c.array < 0 || c.array >= a.num_arrays || c.row < 0 || c.row >= a.arrays[c.array].num_patches || c.bytes < 0 || c.offset < 0) return false;
+  }
+  return a.num_arrays >= 0 && a.num_chunks >= 0;
+}
+
+}  // namespace
+
+int64_t dse_read_scratch(int64_t chunk_bytes, int64_t patch_bytes) { return chunk_bytes + kSlack + frame_scratch(patch_bytes); }
+
+int dse_read_cpu(const dse_read_args* args, int32_t num_threads, int32_t isa) {
+  const dse_read_args& a = *args;
+  if (num_threads < 1 || !arguments_are_legal(a)) return DSE_BAD_ARGUMENT;
+  const Decode decode = function_of(isa, decode_portable, decode_avx2, decode_avx512);
+  if (!decode) return DSE_BAD_ISA;
+  const bool fast = decode != decode_portable;
+  // Few at once, for the threads to end together; more than one, so that a file with many of them is opened once.
+  const int64_t at_once = std::clamp<int64_t>(a.num_chunks / (8 * num_threads), 1, kMostAtOnce);
+  std::atomic<int64_t> next{0}, worker{0};
+  const auto run = [&] {
+    uint8_t* scratch = a.scratch + worker++ * a.scratch_bytes;
+    File file;
+    for (int64_t first = next.fetch_add(at_once); first < a.num_chunks; first = next.fetch_add(at_once))
+      for (int64_t k = first; k < std::min(first + at_once, a.num_chunks); ++k)
+        a.status[k] = read_chunk(a, chunk_row(a, k), file, scratch, decode, fast) ? DSE_OK : DSE_BAD_CHUNK;
+  };
+  in_threads(std::min<int64_t>(num_threads, a.num_chunks), run);
+  return DSE_OK;
+}
