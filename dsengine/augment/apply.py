@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dsengine import ops
 from dsengine.augment.params import Draws
+from dsengine.augment.warp import Warp, apply_warp
 from dsengine.errors import UsageError, nearest
 
 if TYPE_CHECKING:
@@ -65,8 +66,10 @@ class Request(NamedTuple):
 
     plan: BandPlan
     draws: Draws
-    size: int  # pixels of the finest grid
+    size: int  # pixels of the finest grid; with a warp, of the window it is cut from
     jitter_space: str = "zscore"  # zscore | physical
+    warp: Warp | None = None  # crop-resize, rotation and blur that follow
+    pick: np.ndarray | None = None  # (B, K) int64: the bands of the plan that each sample shows, last of all
 
 
 def band_plan(contract: "Contract", band_names: tuple[str, ...] | None, array_names: Sequence[str]) -> BandPlan:
@@ -160,8 +163,17 @@ def augment(sources: list[Tensor], requests: Sequence[Request], *, dtype: torch.
     views: list[Tensor] = [None] * len(requests)
     for members in _alike(requests):
         for member, view in zip(members, _run(sources, [requests[k] for k in members], dtype, out_channels, memory)):
-            views[member] = view
+            views[member] = _finish(view, requests[member])
     return tuple(views)
+
+
+def _finish(view: Tensor, request: Request) -> Tensor:
+    """What follows the affine operator: the warp, then the choice of bands."""
+    view = view if request.warp is None else apply_warp(view, request.warp)
+    if request.pick is None:
+        return view
+    rows = torch.arange(len(view), device=view.device)[:, None]
+    return view[rows, torch.from_numpy(request.pick).to(view.device)].contiguous(memory_format=torch.channels_last)
 
 
 def _alike(requests: Sequence[Request]) -> list[list[int]]:
@@ -175,7 +187,7 @@ def _alike(requests: Sequence[Request]) -> list[list[int]]:
 
 def _run(sources: list[Tensor], requests: list[Request], dtype: torch.dtype, out_channels: int | None,
          memory: Memory | None) -> Sequence[Tensor]:
-    plan, _, size, jitter_space = requests[0]
+    plan, _, size, jitter_space = requests[0][:4]
     num_samples, device = len(sources[0]), sources[0].device
     draws = Draws(*(np.concatenate(field) for field in zip(*(request.draws for request in requests))))
     place = (torch.from_numpy(draws.offset), torch.from_numpy(draws.code))

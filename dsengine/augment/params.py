@@ -45,6 +45,12 @@ class Augment:
     jitter_strength: tuple[float, float] = (0.0, 0.0)  # brightness, contrast, saturation, hue alike
     band_dropout: tuple[float, float] = (0.0, 0.0)  # probability per band; at least one band stays
     jitter_space: str = "zscore"  # zscore | physical
+    # What follows is no pair of levels and takes no part in the curriculum (`augment.warp`).
+    crop_area: tuple[float, float] | None = None  # crop-resize: the crop's share of the window; None: no crop-resize
+    crop_ratio: tuple[float, float] = (3 / 4, 4 / 3)  # width to height of that crop, uniform in the logarithm
+    rotation: float = 0.0  # degrees, uniform in [-rotation, rotation]
+    blur: float = 0.0  # probability of a Gaussian blur
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels of the finished view, uniform
     curriculum: Curriculum = Curriculum()
 
     def __post_init__(self) -> None:
@@ -54,6 +60,17 @@ class Augment:
         _check_pair("band_dropout", self.band_dropout, 1.0)
         _check_name("dihedral", self.dihedral, ("none", "shared", "independent"))
         _check_name("jitter_space", self.jitter_space, ("zscore", "physical"))
+        _check_range("crop_area", self.crop_area or (1.0, 1.0), 1.0)
+        _check_range("crop_ratio", self.crop_ratio, 100.0)
+        _check_range("blur_sigma", self.blur_sigma, 20.0)
+        for name, value, largest in (("rotation", self.rotation, 180.0), ("blur", self.blur, 1.0)):
+            if not 0 <= value <= largest:
+                raise UsageError(f"{name}: {value} is not legal, it must be in [0, {largest}]")
+
+    @property
+    def moves_pixels(self) -> bool:
+        """Whether the view is resampled, so that it has to be cut from a larger window."""
+        return self.crop_area is not None or self.rotation > 0
 
 
 class Draws(NamedTuple):
@@ -89,6 +106,13 @@ def draw(augment: Augment, *, view: int, size: int, patch_size: int, num_bands: 
         triple=_triple(jitter_bits[..., :3], num_bands),
         factor=_factor(jitter_bits[..., 3:7], _between(augment.jitter_strength, level)),
         keep=_keep(dropout_bits, _between(augment.band_dropout, level)))
+
+
+def draw_bands(count: int, *, view: int, num_bands: int, seed: int, epoch: int, ids: np.ndarray) -> np.ndarray:
+    """(B, count) int64, ascending: which of `num_bands` bands view number `view` of each sample shows; all choices equally likely."""
+    bits = noise.words(seed=seed, site=f"augment.bands.{view}", step=epoch, ids=ids, blocks=np.arange(-(-num_bands // 4)))
+    lots = bits.reshape(len(bits), -1)[:, :num_bands]
+    return np.sort(np.argsort(lots, axis=1, kind="stable")[:, :count], axis=1)
 
 
 def _blocks(num_jitters: int, num_bands: int) -> np.ndarray:
@@ -145,6 +169,11 @@ def _whole(pair: tuple[int, int], level: float) -> int:
 def _check_pair(name: str, pair: tuple[float, float], largest: float) -> None:
     if len(pair) != 2 or not all(0 <= value <= largest for value in pair):
         raise UsageError(f"{name}: {tuple(pair)} is not legal, it must be two numbers in [0, {largest}]")
+
+
+def _check_range(name: str, pair: tuple[float, float], largest: float) -> None:
+    if len(pair) != 2 or not 0 < pair[0] <= pair[1] <= largest:
+        raise UsageError(f"{name}: {tuple(pair)} is not legal, it must be two ascending numbers above 0, at most {largest}")
 
 
 def _check_name(name: str, value: str, legal: tuple[str, ...]) -> None:

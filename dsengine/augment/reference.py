@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from dsengine.augment.apply import BandPlan, Request
+from dsengine.augment.warp import Warp
 
 _LUMA = torch.tensor([0.299, 0.587, 0.114], dtype=torch.float64)
 _YIQ = torch.tensor([[0.299, 0.587, 0.114], [0.596, -0.274, -0.322], [0.211, -0.523, 0.312]], dtype=torch.float64)
@@ -36,7 +37,39 @@ def _view(sources: list[Tensor], request: Request, row: int) -> Tensor:
         bands = triple.tolist() if colour else sorted(set(triple.tolist()))
         value[bands] = _jitter(value[bands], factor.tolist(), colour)
     value = value if in_zscore else _zscore(value, plan)
-    return torch.where(present, value[:, :-1].view(raw.shape), 0) * _column(draws.keep[row])[..., None]
+    view = torch.where(present, value[:, :-1].view(raw.shape), 0) * _column(draws.keep[row])[..., None]
+    if request.warp is not None:
+        view = _warped(view, request.warp, row)
+    return view if request.pick is None else view[request.pick[row].tolist()]
+
+
+def _warped(view: Tensor, warp: Warp, row: int) -> Tensor:
+    """(C, window, window) as (C, size, size): each output pixel looked up between the four pixels around its place, then blurred."""
+    if warp.theta is not None:
+        places = np.stack(np.meshgrid(np.arange(warp.size), np.arange(warp.size), [1.0], indexing="ij"), axis=-1)[:, :, 0]
+        y, x = np.moveaxis(places @ warp.theta[row].astype(np.float64).T, -1, 0)
+        top, left = np.floor(y).astype(int), np.floor(x).astype(int)
+        down, right = torch.from_numpy(y - top), torch.from_numpy(x - left)
+        upper = (1 - right) * _mirrored(view, top, left) + right * _mirrored(view, top, left + 1)
+        lower = (1 - right) * _mirrored(view, top + 1, left) + right * _mirrored(view, top + 1, left + 1)
+        view = (1 - down) * upper + down * lower
+    if warp.sigma is not None and warp.sigma[row] > 0:
+        taps = range(-warp.radius, warp.radius + 1)
+        weights = [math.exp(-0.5 * (tap / float(warp.sigma[row])) ** 2) for tap in taps]
+        at = np.arange(warp.size)
+        rows, columns = at[:, None] + 0 * at, at + 0 * at[:, None]
+        view = sum(w * _mirrored(view, rows + tap, columns) for w, tap in zip(weights, taps)) / sum(weights)
+        view = sum(w * _mirrored(view, rows, columns + tap) for w, tap in zip(weights, taps)) / sum(weights)
+    return view
+
+
+def _mirrored(view: Tensor, y: np.ndarray, x: np.ndarray) -> Tensor:
+    """view (C, H, W) at whole rows y and columns x, mirrored about its edge pixels."""
+    folded = []
+    for at, extent in ((y, view.shape[1]), (x, view.shape[2])):
+        period = max(2 * (extent - 1), 1)
+        folded.append(np.minimum(at % period, period - at % period) if extent > 1 else at * 0)
+    return view[:, folded[0], folded[1]]
 
 
 def _crop(sources: list[Tensor], request: Request, row: int) -> Tensor:

@@ -17,6 +17,7 @@ from dsengine.augment.apply import augment
 from dsengine.augment.params import HELDOUT_EPOCH
 from dsengine.corpus import Corpus
 from dsengine.data import order
+from dsengine.data.labels import LabelReader
 from dsengine.data.pipeline import Patches, open_pipeline
 from dsengine.data.plan import LoadPlan, make_plan, out_channels, requests
 from dsengine.data.prefetch import Prefetcher
@@ -46,7 +47,7 @@ class Loader:
     where: a condition on index columns (`corpus.where`); patches that do not meet it are left out. None: no condition.
     batch_size is global: each rank gets batch_size / world rows of it. level None follows each view's curriculum by
     epoch, a number in [0, 1] fixes it. num_threads None is as many as this rank's share of the cores, at most 8.
-    pad_channels fills the channels up to a multiple of 8 with zeros. The last partial batch of an epoch is dropped.
+    pad_channels fills the channels up to a multiple of 8 with zeros. label: name of what `Batch.label` holds (`data.labels`). The last partial batch of an epoch is dropped.
     Raises UsageError for a request that cannot be met; damaged data is a RunError out of `next`.
     Close it, or use it as a context manager; a forgotten one ends its threads when it is collected.
     """
@@ -54,9 +55,9 @@ class Loader:
     def __init__(self, corpus: Corpus, views: Sequence[View], batch_size: int, seed: int = 0, rank: int = 0,
                  world: int = 1, device: str | torch.device = "cpu", *, split: str = "train",
                  where: str | None = None, dtype: torch.dtype = torch.float32, shuffle: bool = True, level: float | None = None,
-                 num_threads: int | None = None, prefetch: int = 2, pad_channels: bool = False) -> None:
+                 num_threads: int | None = None, prefetch: int = 2, pad_channels: bool = False, label: str | None = None) -> None:
         self._plan = make_plan(corpus, views, split=split, where=where, global_batch=batch_size, seed=seed, rank=rank,
-                               world=world, device=device, dtype=dtype, pad_channels=pad_channels)
+                               world=world, device=device, dtype=dtype, pad_channels=pad_channels, label=label)
         rows = len(self._plan.rows)
         if batch_size > rows:
             raise UsageError(f"batch_size: {batch_size} is more than the {rows} patches of split {split!r} in "
@@ -75,10 +76,10 @@ class Loader:
     def heldout(corpus: Corpus, views: Sequence[View], batch_size: int, seed: int = 0, rank: int = 0, world: int = 1,
                 device: str | torch.device = "cpu", *, split: str = "val", where: str | None = None, limit: int | None = None,
                 dtype: torch.dtype = torch.float32, num_threads: int | None = None, prefetch: int = 2,
-                pad_channels: bool = False) -> "FixedViews":
+                pad_channels: bool = False, label: str | None = None) -> "FixedViews":
         """The same views of a split at every pass; see `FixedViews`. `limit`: at most so many rows, evenly spread."""
         plan = make_plan(corpus, views, split=split, where=where, limit=limit, global_batch=batch_size, seed=seed, rank=rank,
-                         world=world, device=device, dtype=dtype, pad_channels=pad_channels)
+                         world=world, device=device, dtype=dtype, pad_channels=pad_channels, label=label)
         return FixedViews(plan, make_pace(num_threads, prefetch, world=world))
 
     @property
@@ -180,18 +181,20 @@ def produce(plan: LoadPlan, steps: Iterator[order.Step], *, pace: Pace, level: f
     most = -(-plan.global_batch // plan.world)
     # Batches ahead, the one being made, the consumer's, and its last one until the next is in its hands; a block a view at most.
     ring = Ring((pace.prefetch + 3) * len(plan.views)) if plan.device.type == "cpu" else None
+    labels = None if plan.label is None else LabelReader(plan.corpus, plan.label)
     with open_pipeline(plan.layouts, max_batch=most, num_threads=pace.num_threads, device=plan.device) as pipeline:
         for step in steps:
-            yield make(plan, pipeline, step, level=level, stream=stream, memory=ring)  # no name holds it: it is the consumer's
+            yield make(plan, pipeline, step, level=level, stream=stream, memory=ring, labels=labels)  # no name holds it: it is the consumer's
 
 
 def make(plan: LoadPlan, pipeline: Patches, step: order.Step, *, level: float | None,
-         stream: torch.cuda.Stream | None, memory: Ring | None) -> Made:
+         stream: torch.cuda.Stream | None, memory: Ring | None, labels: LabelReader | None) -> Made:
     """This rank's rows of `step` as a batch on the plan's device, written on `stream`, in `memory` where there is one."""
     ids = step.ids[order.local_slice(len(step.ids), plan.rank, plan.world)]
     with torch.cuda.stream(stream) if stream else nullcontext():
         views = read_views(plan, pipeline, ids, epoch=step.epoch, level=level, memory=memory) if len(ids) else no_views(plan)
-        batch = Batch(views=views, sample_id=torch.tensor(ids, device=plan.device), seed=plan.seed, step=step.step,
+        label = None if labels is None else labels.read(ids, requests(plan, ids, epoch=step.epoch, level=level)[0]).to(plan.device)
+        batch = Batch(views=views, sample_id=torch.tensor(ids, device=plan.device), label=label, seed=plan.seed, step=step.step,
                       world=World(plan.rank, plan.world))
         return Made(batch, stream.record_event() if stream else None)
 
@@ -200,7 +203,7 @@ def read_views(plan: LoadPlan, pipeline: Patches, ids: np.ndarray, *, epoch: int
                memory: Ring | None = None) -> tuple[Tensor, ...]:
     """The views of samples `ids`, in order; one call of `augment` for each number of output channels."""
     asked = requests(plan, ids, epoch=epoch, level=level)
-    widths = [out_channels(plan, request.plan) for request in asked]
+    widths = [out_channels(plan, k) for k in range(len(asked))]
     views: dict[int, Tensor] = {}
     with pipeline.lease(ids) as raw:
         sources = [x.to(plan.device) for x in raw]  # nothing to do where the pipeline ends on the device
@@ -213,8 +216,8 @@ def read_views(plan: LoadPlan, pipeline: Patches, ids: np.ndarray, *, epoch: int
 
 def no_views(plan: LoadPlan) -> tuple[Tensor, ...]:
     """The views of a rank without a row in a held-out batch: (0, C, size, size)."""
-    return tuple(torch.empty((0, out_channels(plan, bands), view.size, view.size), dtype=plan.dtype, device=plan.device)
-                 for view, bands in zip(plan.views, plan.bands, strict=True))
+    return tuple(torch.empty((0, view.draw_bands or out_channels(plan, k), view.size, view.size), dtype=plan.dtype, device=plan.device)
+                 for k, view in enumerate(plan.views))
 
 
 def received(made: Made) -> Batch:
@@ -222,6 +225,6 @@ def received(made: Made) -> Batch:
     if made.ready is not None:
         stream = torch.cuda.current_stream(made.batch.sample_id.device)
         stream.wait_event(made.ready)
-        for tensor in (*made.batch.views, made.batch.sample_id):
+        for tensor in (*made.batch.views, made.batch.sample_id, *(() if made.batch.label is None else (made.batch.label,))):
             tensor.record_stream(stream)  # else the allocator could give the memory to the loader's stream too early
     return made.batch

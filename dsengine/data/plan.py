@@ -7,10 +7,11 @@ import numpy as np
 import torch
 
 from dsengine.augment.apply import BandPlan, Request, band_plan
-from dsengine.augment.params import draw
+from dsengine.augment.params import draw, draw_bands
+from dsengine.augment.warp import draw_warp, window_side
 from dsengine.corpus import Contract, Corpus
 from dsengine.data.layout import ChunkLayout, chunk_layout
-from dsengine.data.sample import View, default_crop, sized
+from dsengine.data.sample import View, band_names, default_crop, sized
 from dsengine.errors import UsageError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -33,11 +34,12 @@ class LoadPlan:
     device: torch.device
     dtype: torch.dtype
     pad_channels: bool
+    label: str | None  # the label that comes with the views
 
 
 def make_plan(corpus: Corpus, views: Sequence[View], *, global_batch: int, split: str = "train", where: str | None = None,
               limit: int | None = None, seed: int = 0, rank: int = 0, world: int = 1, device: str | torch.device = "cpu",
-              dtype: torch.dtype = torch.float32, pad_channels: bool = False) -> LoadPlan:
+              dtype: torch.dtype = torch.float32, pad_channels: bool = False, label: str | None = None) -> LoadPlan:
     """The checked plan of the split's patches that meet `where`; `limit` keeps that many, evenly spread. Raises UsageError."""
     contract = corpus.contract()
     views = sized(tuple(views), default_crop(corpus.patch_size))
@@ -48,15 +50,19 @@ def make_plan(corpus: Corpus, views: Sequence[View], *, global_batch: int, split
         raise UsageError(f"split: {split!r} of {corpus.path} has no patches{met}; legal: a split that has some")
     _check_numbers(global_batch=global_batch, seed=seed, rank=rank, world=world)
     for view in views:
+        if view.draw_bands is not None and view.draw_bands > len(names := band_names(view, contract.bands)):
+            raise UsageError(f"view: draw_bands={view.draw_bands} of {len(names)} bands is not legal: 1 to {len(names)}")
         if not 1 <= view.size <= corpus.patch_size:
             raise UsageError(f"size: a view of {view.size} px does not fit {corpus.path}, legal: 1 to {corpus.patch_size} px")
+    if label is not None and views[0].augment.moves_pixels and label in corpus.labels and corpus.labels[label].ndim == 3:
+        raise UsageError(f"label: {label} is a map, which is not resampled; legal: a first view without crop_area and rotation")
     if dtype not in DTYPES:
         raise UsageError(f"dtype: {dtype} is not legal: {', '.join(map(str, DTYPES))}")
     return LoadPlan(
-        corpus=corpus, views=views, bands=tuple(band_plan(contract, view.bands, arrays) for view in views),
+        corpus=corpus, views=views, bands=tuple(band_plan(contract, band_names(view, contract.bands), arrays) for view in views),
         layouts=tuple(chunk_layout(corpus.arrays[name], root=corpus.path) for name in arrays), rows=rows,
         global_batch=global_batch, seed=seed, rank=rank, world=world, device=_device(device), dtype=dtype,
-        pad_channels=pad_channels)
+        pad_channels=pad_channels, label=label)
 
 
 def requests(plan: LoadPlan, ids: np.ndarray, *, epoch: int, level: float | None) -> list[Request]:
@@ -64,15 +70,19 @@ def requests(plan: LoadPlan, ids: np.ndarray, *, epoch: int, level: float | None
     found = []
     for k, (view, bands) in enumerate(zip(plan.views, plan.bands, strict=True)):
         strength = view.augment.curriculum.level(epoch) if level is None else level
-        draws = draw(view.augment, view=k, size=view.size, patch_size=plan.corpus.patch_size,
-                     num_bands=len(bands.names), seed=plan.seed, epoch=epoch, ids=ids, level=strength)
-        found.append(Request(bands, draws, view.size, view.augment.jitter_space))
+        window = window_side(view.augment, size=view.size, patch_size=plan.corpus.patch_size)
+        key = dict(view=k, seed=plan.seed, epoch=epoch, ids=ids)
+        draws = draw(view.augment, size=window, patch_size=plan.corpus.patch_size, num_bands=len(bands.names), level=strength, **key)
+        warp = draw_warp(view.augment, size=view.size, window=window, **key)
+        pick = None if view.draw_bands is None else draw_bands(view.draw_bands, num_bands=len(bands.names), **key)
+        found.append(Request(bands, draws, window, view.augment.jitter_space, warp, pick))
     return found
 
 
-def out_channels(plan: LoadPlan, bands: BandPlan) -> int:
-    """Channels of a view of `bands`, with the padding asked for."""
-    return -(-len(bands.names) // PAD) * PAD if plan.pad_channels else len(bands.names)
+def out_channels(plan: LoadPlan, k: int) -> int:
+    """Channels that view number `k` is made with, with the padding asked for; of one whose bands are drawn, all it is drawn from."""
+    count = len(plan.bands[k].names)
+    return -(-count // PAD) * PAD if plan.pad_channels and plan.views[k].draw_bands is None else count
 
 
 def _arrays(contract: Contract, views: tuple[View, ...]) -> tuple[str, ...]:
@@ -80,7 +90,7 @@ def _arrays(contract: Contract, views: tuple[View, ...]) -> tuple[str, ...]:
     if not views:
         raise UsageError("views: none given; legal: one View or more")
     return tuple(dict.fromkeys(band.array for band in contract.bands
-                               if any(view.bands is None or band.name in view.bands for view in views)))
+                               if any(band.name in band_names(view, contract.bands) for view in views)))
 
 
 def _spread(rows: np.ndarray, limit: int | None) -> np.ndarray:

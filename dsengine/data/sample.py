@@ -1,12 +1,17 @@
 """The vocabulary shared by methods and loader: what a sample looks like to a method."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor
 
 from dsengine.augment.params import Augment
 from dsengine.dist import SOLO, World
+from dsengine.errors import UsageError, nearest
+
+if TYPE_CHECKING:
+    from dsengine.corpus import Band
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +20,15 @@ class View:
 
     size: int | None = None  # side of the crop, pixels of the finest ground resolution; None is the run's data.size
     bands: tuple[str, ...] | None = None  # names in corpus order; None is every band, S2 then S1
+    sensor: str | None = None  # the bands of this sensor alone; None: of all
+    draw_bands: int | None = None  # as many of these bands, drawn anew for each sample; None: all of them
     augment: Augment = Augment()
+
+    def __post_init__(self) -> None:
+        if self.bands is not None and self.sensor is not None:
+            raise UsageError(f"view: sensor={self.sensor!r} and bands={self.bands}: give one of them")
+        if self.draw_bands is not None and (self.draw_bands < 1 or max(self.augment.band_dropout) > 0):
+            raise UsageError(f"view: draw_bands={self.draw_bands} is not legal: 1 or more, and with no band_dropout beside it")
 
 
 class Batch(NamedTuple):
@@ -27,6 +40,20 @@ class Batch(NamedTuple):
     seed: int = 0  # with step, the key of every draw the method makes itself
     step: int = 0
     world: World = SOLO  # whose rows make up the global batch
+
+
+def band_names(view: View, bands: Sequence["Band"]) -> tuple[str, ...]:
+    """Names of what `view` is made of, out of a corpus's `bands`: before any are drawn. UsageError for a sensor that is not there."""
+    if view.bands is not None:
+        return view.bands
+    if view.sensor is not None and view.sensor not in (sensors := {band.sensor for band in bands}):
+        raise UsageError(f"sensor {view.sensor!r} is not in the corpus, {nearest(view.sensor, sensors)}")
+    return tuple(band.name for band in bands if view.sensor in (None, band.sensor))
+
+
+def num_channels(view: View, bands: Sequence["Band"]) -> int:
+    """Channels that an encoder of `view` takes, in a corpus of `bands`."""
+    return view.draw_bands or len(band_names(view, bands))
 
 
 def default_crop(patch_size: int) -> int:
