@@ -29,9 +29,15 @@ class RunConfig:
     method_config: Any  # the method's own frozen Config
     encoder: str
     encoder_config: Any
+    encoders: dict[str, tuple[str, Any]]  # (name, Config) of the method's inputs that have an encoder of their own kind
     train: TrainConfig
     data: DataConfig
     device: DeviceConfig
+
+
+    def encoder_of(self, key: str) -> tuple[str, Any]:
+        """Name and Config of the encoder of the method's input `key`."""
+        return self.encoders.get(key, (self.encoder, self.encoder_config))
 
 
 def load_file(path: str | Path) -> dict:
@@ -77,7 +83,7 @@ def merge(*layers: dict) -> dict:
 
 def resolve(settings: dict) -> RunConfig:
     """Typed configuration from nested settings; UsageError names an unknown key's neighbours or a bad value's type."""
-    legal = [*_SECTIONS, *_PLUGINS, *_PATHS]
+    legal = [*_SECTIONS, *_PLUGINS, "encoders", *_PATHS]
     for key in settings:
         if key not in legal:
             hint = f"did you mean {_owners()[key]}?" if key in _owners() else nearest(str(key), legal)
@@ -87,12 +93,14 @@ def resolve(settings: dict) -> RunConfig:
     for kind, default in (("method", "csf"), ("encoder", "resnet18")):
         plugins[kind], plugins[f"{kind}_config"] = _plugin(kind, default, settings.get(kind))
     paths = {key: _path(key, settings.get(key)) for key in _PATHS}
-    return RunConfig(**paths, **plugins, **sections)
+    return RunConfig(**paths, **plugins, **sections, encoders=_encoders(settings.get("encoders")))
 
 
 def dump(config: RunConfig) -> dict:
     """The nested settings that `resolve` turns back into `config`: plain scalars and lists."""
-    plugins = {kind: {"name": getattr(config, kind), **asdict(getattr(config, f"{kind}_config"))} for kind in _PLUGINS}
+    plugins = {kind: _named(getattr(config, kind), getattr(config, f"{kind}_config")) for kind in _PLUGINS}
+    if config.encoders:
+        plugins["encoders"] = {key: _named(*own) for key, own in config.encoders.items()}
     sections = {name: asdict(getattr(config, name)) for name in _SECTIONS}
     return _plain({"corpus": config.corpus, "out": config.out, **plugins, **sections})
 
@@ -108,6 +116,10 @@ def flatten(settings: dict, prefix: str = "") -> dict[str, Any]:
     for key, value in settings.items():
         flat.update(flatten(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value})
     return flat
+
+
+def _named(name: str, settings: Any) -> dict:
+    return {"name": name, **asdict(settings)}
 
 
 def _plain(value: Any) -> Any:
@@ -132,6 +144,14 @@ def _plugin(kind: str, default: str, settings: Any) -> tuple[str, Any]:
     settings = dict(settings or {})
     name = settings.pop("name", default)
     return name, plugin.configure(_PLUGINS[kind], name, settings)
+
+
+def _encoders(settings: Any) -> dict[str, tuple[str, Any]]:
+    if settings is None:
+        return {}
+    if not isinstance(settings, dict):
+        raise UsageError(f"encoders must hold an encoder for each input of the method, such as s2: {{name: NAME}}, got {settings!r}")
+    return {str(key): _plugin("encoder", "resnet18", own) for key, own in settings.items()}
 
 
 def _path(key: str, value: Any) -> str | None:

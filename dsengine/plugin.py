@@ -32,8 +32,17 @@ def find(package: str, name: str) -> ModuleType:
 
 
 def configure(package: str, name: str, settings: dict) -> Any:
-    """The plug-in's frozen Config from settings; UsageError names an unknown key's neighbours or a bad value's type."""
-    return typed.fill(find(package, name).Config, settings, prefix=kind_of(package))
+    """The plug-in's frozen Config from settings; UsageError names an unknown key's neighbours or a bad value's type.
+
+    The setting `preset` chooses one of the file's PRESETS, which holds where no value is given.
+    """
+    module = find(package, name)
+    presets, settings = getattr(module, "PRESETS", {}), dict(settings)
+    preset = settings.pop("preset", None)
+    if preset is not None and preset not in presets:
+        legal = nearest(str(preset), presets) if presets else f"{name} has none"
+        raise UsageError(f"{kind_of(package)}.preset={preset!r} is unknown; {legal}")
+    return typed.fill(module.Config, {**presets.get(preset, {}), **settings}, prefix=kind_of(package))
 
 
 def kind_of(package: str) -> str:

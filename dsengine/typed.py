@@ -47,6 +47,10 @@ def coerce(value: Any, hint: Any, key: str) -> Any:
         if value not in args:
             raise UsageError(f"{key}={value!r} is not legal; {nearest(str(value), map(str, args))}")
         return value
+    if origin is tuple and args[-1] is Ellipsis:
+        if not isinstance(value, (list, tuple)):
+            raise UsageError(f"{key} must be a list like [{args[0].__name__}, ...], got {value!r}")
+        return tuple(coerce(v, args[0], key) for v in value)
     if origin is tuple:
         if not isinstance(value, (list, tuple)) or len(value) != len(args):
             raise UsageError(f"{key} must be {len(args)} values like [{', '.join(a.__name__ for a in args)}], got {value!r}")

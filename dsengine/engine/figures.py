@@ -5,9 +5,10 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from dsengine.corpus import Corpus
-from dsengine.data.sample import Batch, View
+from dsengine.data.sample import Batch, View, band_names
 from dsengine.engine.log import read_metrics
 
 matplotlib.use("Agg")
@@ -35,7 +36,7 @@ def draw_views(batch: Batch, corpus: Corpus, views: tuple[View, ...], path: Path
     figure = Figure(figsize=(1.6 * count, 3.4 * len(views)), layout="constrained")
     axes = figure.subplots(2 * len(views), count, squeeze=False)
     for v, (view, x) in enumerate(zip(views, batch.views)):
-        names = view.bands or tuple(band.name for band in corpus.bands)
+        names = ("drawn",) * x.shape[1] if view.draw_bands else band_names(view, corpus.bands)
         rgb = [names.index(b) for b in _RGB] if set(_RGB) <= set(names) else [min(i, len(names) - 1) for i in range(3)]
         pixels = x[:count].float().cpu().numpy()
         for i in range(count):
@@ -47,6 +48,16 @@ def draw_views(batch: Batch, corpus: Corpus, views: tuple[View, ...], path: Path
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     return _save(figure, path)
+
+
+def draw_pictures(scores: dict[str, Tensor], batch: Batch, corpus: Corpus, views: tuple[View, ...], folder: Path) -> list[Path]:
+    """NAME.png for each picture (n, C, h, w) that the method returned: its samples under the same ones of the first view."""
+    drawn = []
+    for name, picture in scores.items():
+        if picture.ndim == 4:
+            pair = batch._replace(views=(batch.views[0][:len(picture)], picture), sample_id=batch.sample_id[:len(picture)])
+            drawn.append(draw_views(pair, corpus, (views[0], views[0]), folder / f"{name}.png"))
+    return drawn
 
 
 def _stretch(x: np.ndarray) -> np.ndarray:

@@ -80,7 +80,7 @@ def run(config: RunConfig, *, resume: bool = False) -> Path:
         checkpoint.check_resumable(Path(config.out), contract, what=f"corpus {config.corpus}")
     config = replace(config, corpus=absolute(config.corpus))
     config = plan.complete(config, corpus, ranks=ranks, device=torch.device(kind))
-    make_plan(corpus, sized(fresh_method(config, len(corpus.bands)).views, config.data.size), global_batch=config.train.batch_size,
+    make_plan(corpus, sized(fresh_method(config, corpus.bands).views, config.data.size), global_batch=config.train.batch_size,
               where=config.data.where)
     folder = _run_folder(config, resume)
     with _only_writer(folder):

@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import torch
 
+from dsengine import methods
 from dsengine.config import RunConfig
 from dsengine.corpus import Corpus
+from dsengine.data.labels import label_tables
 from dsengine.data.sample import default_crop
 from dsengine.engine.settings import TrainConfig
 from dsengine.errors import UsageError
@@ -38,7 +40,8 @@ def complete(config: RunConfig, corpus: Corpus, *, ranks: int, device: torch.dev
                     log_steps=_given(train.log_steps, max(1, steps // 10)), checkpoint_steps=_given(train.checkpoint_steps, steps))
     cores = len(os.sched_getaffinity(0))
     data = replace(config.data, size=size, threads=_given(config.data.threads, max(1, min(8, cores // ranks))))
-    return replace(config, train=train, data=data)
+    method = methods.complete(config.method, config.method_config, label_tables(corpus))
+    return replace(config, train=train, data=data, method_config=method)
 
 
 def _given(value: int | None, default: int) -> int:

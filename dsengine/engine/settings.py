@@ -14,10 +14,18 @@ class TrainConfig:
     epochs: int = 20
     max_steps: int | None = None  # stop after this many steps, if the epochs are not over before
     batch_size: int | None = None  # global, over all ranks; None: largest multiple of 8 up to 1024 with 4 steps an epoch
+    optimizer: Literal["adam", "adamw", "sgd", "lars"] = "adam"  # weight decay: part of the gradient, but decoupled in adamw
     lr: float = 5e-4
+    min_lr: float = 0.0  # where a cosine ends
     weight_decay: float = 0.0
-    schedule: Literal["constant", "cosine"] = "constant"
+    decay_vectors: bool = False  # decay biases and norms too, and let LARS adapt them
+    betas: tuple[float, float] = (0.9, 0.999)  # of adam and adamw
+    momentum: float = 0.9  # of sgd and lars
+    nesterov: bool = False  # of sgd and lars
+    schedule: Literal["constant", "cosine", "restarts"] = "constant"  # restarts: a cosine again and again
     warmup_steps: int = 0  # linear from 0
+    restart_epochs: int = 5  # length of the first cosine of `restarts`
+    restart_mult: int = 1  # each later one is so many times as long as the one before
     seed: int = 0
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"  # auto: bf16 where the device computes in it, else fp32
     bn_group: int | None = None  # samples of one view that share BatchNorm statistics; None: min(128, batch / ranks)
@@ -27,15 +35,20 @@ class TrainConfig:
     heldout_samples: int = 512  # most samples of the val split that heldout_loss looks at
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "max_steps", "bn_group", "log_steps", "checkpoint_steps"):
+        for name in ("epochs", "max_steps", "bn_group", "log_steps", "checkpoint_steps", "restart_epochs", "restart_mult"):
             _at_least(self, name, 1)
-        for name in ("weight_decay", "warmup_steps"):
+        for name in ("weight_decay", "warmup_steps", "min_lr", "momentum"):
             _at_least(self, name, 0)
         _at_least(self, "batch_size", 2, why="a sample needs others to differ from")
         _at_least(self, "keep_checkpoints", 2, why="a crash may cut off the newest")
         _at_least(self, "heldout_samples", 2, why="a sample needs others to differ from")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise UsageError(f"lr={self.lr}: must be a number above 0")
+        if self.min_lr > self.lr:
+            raise UsageError(f"min_lr={self.min_lr}: must be at most lr={self.lr}")
+        for name, values in (("betas", self.betas), ("momentum", (self.momentum,))):
+            if not all(0 <= value < 1 for value in values):
+                raise UsageError(f"{name}={getattr(self, name)}: must be in [0, 1)")
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed={self.seed}: must be in [0, 2**32)")
 

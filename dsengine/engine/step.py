@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dsengine.data.sample import Batch
 from dsengine.dist import World
+from dsengine.engine.optim import set_learning_rate
 
 # Ranks keep their own running statistics, averaged when somebody needs them. torch 2.13 renamed the argument.
 _NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -29,6 +30,7 @@ class Step:
     """Callable: a batch and a learning rate in, the method's named scalars out, still on the device."""
 
     def __init__(self, method: nn.Module, optimizer: torch.optim.Optimizer, *, precision: str, world: World) -> None:
+        self.base_lr = optimizer.defaults["lr"]  # for groups that do not follow the schedule
         self.method = method
         self.module = _wrap(method, world)
         self.optimizer = optimizer
@@ -40,9 +42,8 @@ class Step:
         scores = forward(self.module, batch, self.precision)
         # NaN where the loss is not finite, else 1: through the gradients' mean over ranks every rank learns of it.
         scores["loss"].backward(scores["loss"].detach().mul(0).add_(1))
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
-        # The fused optimiser skips its update where this is 1: weights stay good without asking the device.
+        set_learning_rate(self.optimizer, lr, base=self.base_lr)
+        # The optimiser skips its update where this is 1: weights stay good without asking the device.
         bad = _not_finite(self.parameters)
         self.optimizer.found_inf = bad
         self.optimizer.step()

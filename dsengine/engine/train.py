@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from dsengine import config as configuration
 from dsengine.config import RunConfig
-from dsengine.corpus import Corpus, open_corpus
+from dsengine.corpus import Band, Corpus, open_corpus
 from dsengine.data import order
 from dsengine.data.loader import FixedViews, Loader
-from dsengine.data.sample import sized
+from dsengine.data.sample import num_channels, sized
 from dsengine.dist import World, mean_over_ranks_
 from dsengine.encoders import build_encoder
 from dsengine.engine import checkpoint, figures, optim, plan
 from dsengine.engine.log import Meter, RunLog, SilentLog
 from dsengine.engine.settings import TrainConfig
 from dsengine.engine.step import Step, forward, place, view_dtype
-from dsengine.errors import RunError
-from dsengine.methods import Method, build_method
+from dsengine.errors import RunError, UsageError, nearest
+from dsengine.methods import Method, build_method, inputs
 from dsengine.nn.norm import running_statistics, set_groups
 
 
@@ -38,12 +38,12 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     corpus = open_corpus(config.corpus)
     contract = corpus.contract()
     setting = config.train
-    method = place(fresh_method(config, len(corpus.bands)), setting.precision, device)
+    method = place(fresh_method(config, corpus.bands), setting.precision, device)
     set_groups(method, setting.bn_group, setting.batch_size // world.size)
     optimizer = optim.make_optimizer(method, setting)
     views = sized(method.views, config.data.size)
     common = dict(seed=setting.seed, device=device, dtype=view_dtype(setting.precision), num_threads=config.data.threads,
-                  where=config.data.where)
+                  where=config.data.where, label=method.label)
     rows = corpus.rows("train", config.data.where)
 
     # Where to start
@@ -82,7 +82,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
             batch = next(loader)._replace(world=world)
             meter.add(samples=setting.batch_size, waited_s=time.perf_counter() - before)
 
-            lr = optim.learning_rate(setting, step=at.step, total=total)
+            lr = optim.learning_rate(setting, step=at.step, total=total, per_epoch=loader.steps_per_epoch)
             scores = step_once(batch, lr=lr)
             done = at.step + 1
             method.after_step(done / total)
@@ -100,6 +100,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
                     if heldout is not None:
                         record["heldout_loss"] = _heldout_loss(method, heldout, setting.precision)
                     log.say(_epoch_line(record, scores.keys(), setting.epochs))
+                    if world.rank == 0:
+                        figures.draw_pictures(scores, batch, corpus, views, run / "figures")
                 log.write(record)
             if done % setting.checkpoint_steps == 0 or done == total:
                 _stop_if_withheld(step_once, world, rows, setting)  # a bad state must not push a good one out
@@ -112,12 +114,18 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         figures.draw_losses(run)
 
 
-def fresh_method(config: RunConfig, num_bands: int) -> Method:
-    """The method and its encoder, initialised from the seed alone, whatever ran in this process before."""
+def fresh_method(config: RunConfig, bands: Sequence[Band]) -> Method:
+    """The method and its encoders for a corpus of `bands`, initialised from the seed alone, whatever ran in this process before."""
+    wanted = inputs(config.method, config.method_config)
+    for key in config.encoders.keys() - wanted.keys():
+        raise UsageError(f"encoders.{key}: {config.method} has no such input; {nearest(key, wanted)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.train.seed)
-        encoder = build_encoder(config.encoder, num_bands, **vars(config.encoder_config))
-        return build_method(config.method, encoder=encoder, **vars(config.method_config))
+        encoders = {}
+        for key, view in wanted.items():
+            name, settings = config.encoder_of(key)
+            encoders[key] = build_encoder(name, num_channels(view, bands), **vars(settings))
+        return build_method(config.method, encoders=encoders, **vars(config.method_config))
 
 
 def _heldout(corpus: Corpus, views: tuple, most: int, common: dict) -> FixedViews | None:
@@ -155,9 +163,10 @@ def _heldout_loss(method: nn.Module, heldout: FixedViews, precision: str) -> flo
 
 def _read(scores: dict[str, Tensor], world: World) -> dict[str, float]:
     """The step's scalars, averaged over ranks, on the host."""
-    values = torch.stack([value.double().reshape(()) for value in scores.values()])
+    scalars = {name: value for name, value in scores.items() if value.numel() == 1}
+    values = torch.stack([value.double().reshape(()) for value in scalars.values()])
     mean_over_ranks_([values], world)
-    return dict(zip(scores, values.tolist()))
+    return dict(zip(scalars, values.tolist()))
 
 
 def _stop_if_withheld(step_once: Step, world: World, rows: np.ndarray, setting: TrainConfig) -> None:

@@ -1,7 +1,15 @@
 """Methods: one file each; the file name is the name. `build_method(name, encoder=...)` makes one.
 
-A file defines a frozen `Config`, one `Method` and `build(config, encoders) -> Method`.
+A file defines a frozen `Config`, one `Method` and `build(config, encoders) -> Method`; and where it needs them
+- `inputs(config) -> {encoder's name: View}`: the encoders it wants, each with a view that it must be able to read (default: one,
+  "all", of every band);
+- `complete(config, labels) -> Config`: fills what a run leaves open (None) from the label tables of the corpus;
+- `PRESETS = {name: {setting: value}}`: chosen by the setting `preset`, under any setting that is given itself.
 """
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
@@ -9,15 +17,35 @@ from dsengine import plugin
 from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
 
+if TYPE_CHECKING:
+    from dsengine.data.labels import Labels
+
+
+@dataclass(frozen=True)
+class Group:
+    """Parameters that the optimiser treats alike; what the optional `Method.param_groups()` returns a list of."""
+
+    params: list[nn.Parameter]
+    lr_scale: float = 1.0  # times the learning rate of the step
+    scheduled: bool = True  # False: keeps train.lr, whatever the schedule
+    decay: bool = True  # False: no weight decay, and LARS does not adapt it
+
 
 class Method(nn.Module):
-    """The contract between a method and the loop; the loop knows nothing else of it."""
+    """The contract between a method and the loop; the loop knows nothing else of it.
+
+    A method may also define `param_groups() -> list[Group]`, which must hold every trainable parameter once.
+    """
 
     views: tuple[View, ...]  # what one sample is; executed by the loader
     encoders: nn.ModuleDict  # name -> encoder: what evaluation and export take away
+    label: str | None = None  # the label that `Batch.label` is to hold
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        """Return {"loss": () at least float32, ...}; the other entries are detached scalars, logged as they are."""
+        """Return {"loss": () at least float32, ...}.
+
+        Of the other entries, detached, a scalar is logged as it is, and (n, C, h, w) is drawn as a picture beside the first view.
+        """
         raise NotImplementedError(f"{type(self).__name__} must define forward(batch)")
 
     def after_step(self, progress: float) -> None:
@@ -26,11 +54,32 @@ class Method(nn.Module):
 
 def build_method(name: str, encoders: dict[str, nn.Module] | None = None, encoder: nn.Module | None = None,
                  **config) -> Method:
-    """A method around one `encoder` for all bands, or `encoders` by sensor. config: the method's own settings.
+    """A method around one `encoder` for all bands, or `encoders` by name. config: the method's own settings.
 
-    Raises UsageError for an unknown name or setting (with the nearest legal ones), or for no or two kinds of encoder.
+    Raises UsageError for an unknown name or setting (with the nearest legal ones), for no or two kinds of encoder, and for
+    encoders of other names than the method's.
     """
     if (encoders is None) == (encoder is None):
-        raise UsageError("build_method: give either encoder (one module) or encoders (sensor -> module)")
+        raise UsageError("build_method: give either encoder (one module) or encoders (name -> module)")
     settings = plugin.configure(__name__, name, config)
-    return plugin.find(__name__, name).build(settings, encoders or {"all": encoder})
+    wanted = tuple(inputs(name, settings))
+    encoders = dict.fromkeys(wanted[:1], encoder) if encoders is None else encoders
+    if set(encoders) != set(wanted):
+        raise UsageError(f"{name} takes {_named(wanted)}, got {_named(tuple(encoders))}")
+    return plugin.find(__name__, name).build(settings, {key: encoders[key] for key in wanted})
+
+
+def inputs(name: str, config: Any) -> dict[str, View]:
+    """Encoders that the method `name` wants under `config`, in order: name -> a view that it must be able to read."""
+    module = plugin.find(__name__, name)
+    return module.inputs(config) if hasattr(module, "inputs") else {"all": View()}
+
+
+def complete(name: str, config: Any, labels: "Mapping[str, Labels]") -> Any:
+    """`config` of the method `name` with what it leaves open filled from a corpus's `labels`; UsageError where that cannot be."""
+    module = plugin.find(__name__, name)
+    return module.complete(config, labels) if hasattr(module, "complete") else config
+
+
+def _named(names: tuple[str, ...]) -> str:
+    return "one encoder for all bands" if names == ("all",) else f"{len(names)} encoder{'s' * (len(names) != 1)}: {', '.join(sorted(names))}"

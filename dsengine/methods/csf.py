@@ -4,6 +4,7 @@
     v  = drop_bands(jitter(x)),  v' = drop_bands(jitter(x'))          strengths grow with the curriculum
     z  = encoder(v),             z' = encoder(v')
     loss = mean max(0, d(z, z') - d(z, roll(z')) + margin)            the roll's shift is drawn for each step
+    or     InfoNCE of z against z' and of z' against z, over 2        `loss=nce`, the form of Swope et al.
 
 Source: the first paper, section 4.3 (DeepSentinel), after Swope et al., "Representation learning for remote sensing:
 an unsupervised sensor fusion approach", 2021. Defaults are the DeepSentinel configuration. Where we depart, and why:
@@ -13,6 +14,8 @@ an unsupervised sensor fusion approach", 2021. Defaults are the DeepSentinel con
 - bands are dropped after z-scoring (a dropped band is its mean): dropping raw values made an outlier of every drop.
 - jitter acts on z-scored floats: the original's went through 8-bit images, in which raw reflectance wraps around.
 - the curriculum stays at its maximum: the original's falls back to the minimum after the ramp.
+- `preset=parity` is DeepSentinel's form, `preset=swope` that of Swope et al.: NCE at temperature 0.1, band dropout rising to 0.66, flips
+  and turns; of pooled, L2-normalised features of the last layer, where theirs are not normalised and of two layers.
 """
 
 from dataclasses import dataclass
@@ -25,16 +28,26 @@ from torch import Tensor, nn
 from dsengine.augment.params import Augment, Curriculum
 from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
-from dsengine.kernels import triplet
+from dsengine.kernels import info_nce, triplet
 from dsengine.methods import Method
-from dsengine.noise import integer
+from dsengine.nn import noise
+from dsengine.nn.collapse import spread
+
+PRESETS = {
+    "parity": {"per_cell": True, "distance": "l1", "margin": 0.1, "normalize": False},
+    "swope": {"loss": "nce", "band_dropout": (0.0, 0.66), "jitters": (1, 1), "jitter_strength": (0.25, 0.25), "shift_px": (32, 32),
+              "dihedral": "shared", "warmup": 0, "ramp": 8},
+}
+_SHIFT_SITE = noise.key("csf.shift")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
     """Settings of CSF. Each pair is (value before the ramp, value after it)."""
 
-    margin: float = 1.0  # in units of the distance
+    loss: Literal["triplet", "nce"] = "triplet"
+    temperature: float = 0.1  # of nce
+    margin: float = 1.0  # in units of the distance; this and the next three are of the triplet
     distance: Literal["euclidean", "l1", "squared"] = "euclidean"
     per_cell: bool = False  # compare the maps cell by cell instead of their averages
     normalize: bool = True  # L2-normalise what is compared: distances then lie in [0, 2], and scale cannot buy loss
@@ -50,6 +63,10 @@ class Config:
     def __post_init__(self) -> None:
         if not self.margin > 0:
             raise UsageError(f"margin={self.margin}: must be above 0")
+        if not self.temperature > 0:
+            raise UsageError(f"temperature={self.temperature}: must be above 0")
+        if self.loss == "nce" and (self.per_cell or not self.normalize):
+            raise UsageError("loss=nce: compares pooled, normalised features; legal with per_cell=false and normalize=true alone")
         _views(self)  # checks the rest
 
 
@@ -70,10 +87,14 @@ class CSF(Method):
         if self.config.normalize:
             z = F.normalize(z, dim=1)
         anchor, positive = z.chunk(2)
+        if self.config.loss == "nce":
+            tau, group = self.config.temperature, batch.world.group
+            loss = (info_nce(anchor, positive, tau, group) + info_nce(positive, anchor, tau, group)) / 2
+            return {"loss": loss, **spread(features.pooled.detach())}
         shift = _shift(batch)
         loss, active = triplet(anchor, positive, margin=self.config.margin, distance=self.config.distance,
                                shift=shift, group=batch.world.group)
-        return {"loss": loss, "active": active, "feature_std": _relative_std(features.pooled.detach())}
+        return {"loss": loss, "active": active, **spread(features.pooled.detach())}
 
 
 def _views(config: Config) -> tuple[View, View]:
@@ -86,17 +107,9 @@ def _views(config: Config) -> tuple[View, View]:
 def _shift(batch: Batch) -> int:
     """Rows by which the positives are rolled to become negatives: uniform in 1 .. global batch - 1."""
     rows = batch.sample_id.shape[0] * batch.world.size
-    return 1 + integer(rows - 1, seed=batch.seed, step=batch.step, site="csf.shift")
-
-
-def _relative_std(x_BD: Tensor) -> Tensor:
-    """Mean per-dimension std of the L2-normalised rows, times sqrt(D): near 0 is collapse, 1 is uniform directions."""
-    unit = F.normalize(x_BD.float() if x_BD.dtype != torch.float64 else x_BD, dim=1)
-    return unit.std(0, correction=0).mean() * x_BD.shape[1] ** 0.5
+    return 1 + noise.integer(rows - 1, seed=batch.seed, step=batch.step, site=_SHIFT_SITE)
 
 
 def build(config: Config, encoders: dict[str, nn.Module]) -> CSF:
     """CSF around the single encoder of `encoders`, which sees all bands."""
-    if len(encoders) != 1:
-        raise UsageError(f"csf takes one encoder for all bands, got {len(encoders)}: {', '.join(encoders)}")
     return CSF(config, encoders)

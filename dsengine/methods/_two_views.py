@@ -1,0 +1,45 @@
+"""What BYOL, SimSiam and SimCLR show their encoder: two views of a place, augmented each on its own; no method by itself.
+
+Source: the third paper (Jain et al., "Multimodal contrastive learning for remote sensing tasks", 2022) flips, blurs, rotates and
+crop-resizes both views, one a random band of Sentinel-2, the other one of Sentinel-1. It gives no strengths and its code was not found;
+ours are SimSiam's, but for the colour jitter, which a single band cannot show.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from dsengine.augment.params import Augment
+from dsengine.data.sample import View
+
+MS_BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")  # the ten bands of 10 and 20 m
+SAR_BANDS = ("VV", "VH")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TwoViews:
+    """Settings of the two views; each method's Config begins with these."""
+
+    pair: Literal["views", "bands"] = "views"  # all bands twice; or one random optical band against one random radar band
+    crop_area: tuple[float, float] = (0.2, 1.0)  # share of the window that the crop-resize takes
+    crop_ratio: tuple[float, float] = (0.75, 4 / 3)
+    dihedral: Literal["none", "shared", "independent"] = "independent"  # flips and quarter turns
+    rotation: float = 0.0  # degrees, besides the quarter turns
+    blur: float = 0.5  # probability
+    blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
+    jitters: int = 0  # colour jitters per view, each on a random triple of bands
+    jitter_strength: float = 0.2
+    band_dropout: float = 0.0  # probability, for each band on its own
+
+    def __post_init__(self) -> None:
+        self.views()  # checks all of them
+
+    def views(self) -> tuple[View, View]:
+        """The two views."""
+        drops = 0.0 if self.pair == "bands" else self.band_dropout
+        augment = Augment(
+            crop_area=self.crop_area, crop_ratio=self.crop_ratio, dihedral=self.dihedral, rotation=self.rotation, blur=self.blur,
+            blur_sigma=self.blur_sigma, jitters=(self.jitters, self.jitters), jitter_strength=(self.jitter_strength,) * 2,
+            band_dropout=(drops, drops))
+        if self.pair == "bands":
+            return View(bands=MS_BANDS, draw_bands=1, augment=augment), View(bands=SAR_BANDS, draw_bands=1, augment=augment)
+        return View(augment=augment), View(augment=augment)

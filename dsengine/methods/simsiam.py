@@ -1,0 +1,82 @@
+"""SimSiam: one network, two views, a predictor on one side and a stopped gradient on the other.
+
+    z = projector(encoder(v)),  z' = projector(encoder(v'))
+    p = predictor(z),           p' = predictor(z')
+    loss = - cos(p, stop(z')) / 2 - cos(p', stop(z)) / 2
+
+Sources: Chen, He, "Exploring simple Siamese representation learning", CVPR 2021, alg. 1; the third paper, which feeds it a random
+Sentinel-2 band and a random Sentinel-1 band (`preset=parity`) and describes both heads as Linear, BN, ReLU, Linear. Where we depart, and why:
+- the projector has the original's three layers by default (its last BatchNorm without weights keeps z from collapsing early).
+- all bands in both views by default; no colour jitter (see `_two_views`).
+- the residual branches of the encoder are not initialised to zero: encoders keep the initialisation of their own papers.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dsengine.data.sample import Batch, View
+from dsengine.methods import Group, Method
+from dsengine.methods._two_views import TwoViews
+from dsengine.nn.collapse import spread
+from dsengine.nn.heads import mlp
+
+PRESETS = {"parity": {"pair": "bands", "projector": "paper3", "fixed_predictor_lr": False}}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config(TwoViews):
+    """Settings of SimSiam, after those of its views."""
+
+    dim: int = 2048  # of the projection, and of its hidden layers
+    hidden: int = 512  # of the predictor
+    projector: Literal["simsiam", "paper3"] = "simsiam"  # three layers, each with BatchNorm; or two, BatchNorm between them
+    fixed_predictor_lr: bool = True  # the predictor keeps train.lr while the rest follows the schedule
+
+
+class SimSiam(Method):
+    """One encoder, two views."""
+
+    def __init__(self, config: Config, encoders: dict[str, nn.Module]) -> None:
+        super().__init__()
+        self.config = config
+        self.encoders = nn.ModuleDict(encoders)
+        (encoder,) = encoders.values()
+        if config.projector == "simsiam":
+            self.projector = mlp(encoder.dim, config.dim, config.dim, layers=3, last_norm=True)
+        else:
+            self.projector = mlp(encoder.dim, config.dim, config.dim)
+        self.predictor = mlp(config.dim, config.hidden, config.dim)
+        self.views = config.views()
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        (encoder,) = self.encoders.values()
+        pooled = encoder(torch.cat(batch.views)).pooled
+        z = self.projector(pooled)
+        (p1, p2), (z1, z2) = self.predictor(z).chunk(2), z.detach().chunk(2)
+        loss = -(_cosine(p1, z2) + _cosine(p2, z1)) / 2
+        return {"loss": loss, **spread(pooled.detach()), **spread(z.detach(), "projection")}
+
+    def param_groups(self) -> list[Group]:
+        """The predictor apart: with a falling learning rate it would lag behind what it has to predict (the paper's section 4.2)."""
+        rest = [*self.encoders.parameters(), *self.projector.parameters()]
+        return [Group(rest), Group(list(self.predictor.parameters()), scheduled=not self.config.fixed_predictor_lr)]
+
+
+def _cosine(p: Tensor, z: Tensor) -> Tensor:
+    """Mean over rows of cos(p, z), in at least fp32."""
+    exact = torch.promote_types(p.dtype, torch.float32)
+    return F.cosine_similarity(p.to(exact), z.to(exact), dim=1).mean()
+
+
+def inputs(config: Config) -> dict[str, View]:
+    """One encoder, which reads either view."""
+    return {"all": config.views()[0]}
+
+
+def build(config: Config, encoders: dict[str, nn.Module]) -> SimSiam:
+    """SimSiam around the single encoder of `encoders`."""
+    return SimSiam(config, encoders)

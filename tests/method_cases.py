@@ -1,0 +1,62 @@
+"""Any method at a size that runs in milliseconds: small settings, small encoders, and batches as the loader would make them."""
+
+import torch
+from torch import Tensor, nn
+
+import dsengine
+from dsengine import methods, plugin
+from dsengine.data.sample import Batch, sized
+from dsengine.encoders import Features
+from dsengine.methods import Method
+
+METHODS = plugin.names("dsengine.methods")
+SMALL = {
+    "byol": {"hidden": 16, "out": 8}, "simsiam": {"dim": 16, "hidden": 8}, "vae": {"latent": 4},
+    "supervised": {"label": "landcover", "kind": "classmap", "channels": 5},
+}
+BANDS = 14
+
+
+class Tiny(nn.Module):
+    """An encoder small enough to compile in a second."""
+
+    dim = 6
+
+    def __init__(self, in_channels: int = BANDS) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.conv = nn.Conv2d(in_channels, self.dim, 8, 8)
+
+    def forward(self, x: Tensor) -> Features:
+        dense = self.conv(x)
+        return Features(dense.mean((2, 3)), dense)
+
+
+def make(name: str, encoder: nn.Module | None = None, **settings) -> Method:
+    """The method at small widths, around `encoder` or a Tiny."""
+    return dsengine.build_method(name, encoder=encoder or Tiny(), **{**SMALL.get(name, {}), **settings})
+
+
+def make_batch(method: Method, rows: int = 8, *, size: int = 16, step: int = 3, seed: int = 0, channels: int = BANDS) -> Batch:
+    """Rows that differ in colour, each view with noise of its own, and labels where the method wants some."""
+    g = torch.Generator().manual_seed(seed)
+    colour = torch.randn(rows, channels, 1, 1, generator=g)
+    views = []
+    for view in sized(method.views, size):
+        own = colour + 0.7 * torch.randn(rows, channels, 1, 1, generator=g)
+        views.append((own + 0.3 * torch.randn(rows, channels, view.size, view.size, generator=g))[:, :view.draw_bands])
+    label = None
+    if method.label is not None:
+        kind, classes = method.config.kind, method.config.channels
+        shape = {"classmap": (rows, size, size), "class": (rows,), "multilabel": (rows, classes)}[kind]
+        label = torch.randint(2 if kind == "multilabel" else classes, shape[:2] if kind == "multilabel" else shape[:1], generator=g)
+        label = label.float() if kind == "multilabel" else label
+        if kind == "classmap":  # one class a patch, and a corner without any
+            label = label[:, None, None].repeat(1, size, size)
+            label[:, :2, :3] = -1
+    return Batch(tuple(views), torch.arange(rows) * 7 + 2, label, seed=5, step=step)
+
+
+def inputs(name: str) -> dict:
+    """What `methods.inputs` says of the method at small widths."""
+    return methods.inputs(name, plugin.configure("dsengine.methods", name, SMALL.get(name, {})))
