@@ -17,9 +17,9 @@ from dsengine.corpus import open_corpus
 from dsengine.data import device as device_module
 from dsengine.data import frames, inflate, loader
 from dsengine.data.device import Chosen, DevicePipeline, choose, known_streams
-from dsengine.data.inflate import DaliInflate, NvcompInflate, inflate_pipeline, slot_inputs
+from dsengine.data.inflate import DaliInflate, NvcompInflate, inflate_pipeline, slot_inputs, source
 from dsengine.data.layout import ChunkLayout, chunk_layout
-from dsengine.data.pipeline import RawPipeline, open_pipeline, source
+from dsengine.data.pipeline import RawPipeline, open_pipeline
 from dsengine.data.plan import make_plan
 from dsengine.data.sample import View
 from dsengine.data.staging import Group

@@ -16,13 +16,17 @@ from nvidia.dali.data_node import DataNode
 from torch import Tensor
 
 from dsengine.data import frames
-from dsengine.data.pipeline import source
 from dsengine.data.staging import Group
 from dsengine.errors import UsageError
 
 MOST_BYTES = 2**31 - 1  # DALI's offsets are 32 bits
 SLOT_INPUTS = ("shape", "offsets", "sizes")
 ALGORITHMS = {frames.LZ4: "LZ4", frames.ZSTD: "Zstd"}
+
+
+def source(name: str, *, device: str, dtype: types.DALIDataType, ndim: int) -> DataNode:
+    """A node that is fed a batch at once by `name`, not copied where DALI can do without."""
+    return fn.external_source(name=name, device=device, batch=True, no_copy=True, dtype=dtype, ndim=ndim)
 
 
 def inflate_graph(num_slots: int) -> tuple[DataNode, ...]:

@@ -1,12 +1,11 @@
-"""The fast path from patch numbers to raw integers in torch: chunk reader, decode, DALI.
+"""The fast path from patch numbers to raw integers in torch: chunk reader, decode; on a GPU a DALI graph that inflates there.
 
-    ids -> patches (chunks + decode) -> int16 slab -> DALI graph -> torch (DLPack)
+    CPU   ids -> patches (chunks + decode) -> int16 slab, lent to torch
+    GPU   ids -> staging (chunks) -> one copy -> DALI graph (`inflate`) -> unfilter -> int16 on the device
 
-On the CPU DALI has no inflate, so patches are decoded before the graph, whose only node is the source; a GPU's graph
-(`inflate`) has the same source, of compressed chunks, and inflates them.
-DALI 2.4 copies a CPU source's batch once into its output buffer, whatever `no_copy` says (3.4 ms for 64 patches of
-14 x 128 x 128 on two threads). The non-dynamic executor keeps that buffer and overwrites it in its next run; the dynamic
-one allocates one for each batch, which took 1.5 times as long, in page faults. Hence the lease below.
+On the CPU DALI has nothing to decode with, and a graph of one source node copies each batch once into its output buffer, whatever
+`no_copy` says: 1.35 times the time without it (64 patches of 14 x 128 x 128, 2 threads). So the slab itself is lent there; hence the
+lease below.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,8 +14,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from nvidia.dali import Pipeline, fn, types
-from nvidia.dali.data_node import DataNode
 
 from dsengine.data.layout import ChunkLayout
 from dsengine.data.patches import PatchReader
@@ -42,28 +39,12 @@ def open_pipeline(layouts: Sequence[ChunkLayout], *, max_batch: int, num_threads
     return open_on_device(layouts, num_threads=num_threads, device=device)
 
 
-def source(name: str, *, device: str, dtype: types.DALIDataType, ndim: int) -> DataNode:
-    """A node that is fed a batch at once by `name`, not copied where DALI can do without."""
-    return fn.external_source(name=name, device=device, batch=True, no_copy=True, dtype=dtype, ndim=ndim)
-
-
-def raw_graph(names: Sequence[str]) -> tuple[DataNode, ...]:
-    """One source of decoded (C, H, W) int16 samples for each array, fed by name."""
-    return tuple(source(name, device="cpu", dtype=types.INT16, ndim=3) for name in names)
-
-
 class RawPipeline:
     """Reads patches of some arrays, at most `max_batch` at once, with `num_threads` threads. One user at a time."""
 
     def __init__(self, layouts: Sequence[ChunkLayout], *, max_batch: int, num_threads: int) -> None:
-        self._names = tuple(layout.name for layout in layouts)
         self._reader = PatchReader(layouts, num_threads=num_threads)
-        self._slabs = [np.empty((max_batch, *layout.patch_shape), dtype=np.int16) for layout in layouts]
-        self._dali = Pipeline(batch_size=max_batch, num_threads=num_threads, device_id=None, prefetch_queue_depth=1,
-                              exec_dynamic=False)
-        with self._dali:
-            self._dali.set_outputs(*raw_graph(self._names))
-        self._dali.build()
+        self._slabs = [torch.empty((max_batch, *layout.patch_shape), dtype=torch.int16) for layout in layouts]
 
     @contextmanager
     def lease(self, ids: np.ndarray) -> Iterator[tuple[torch.Tensor, ...]]:
@@ -71,22 +52,13 @@ class RawPipeline:
 
         The tensors are overwritten by the next lease: use them up inside the `with`. Raises RunError for damaged chunks.
         """
-        batches = [slab[:len(ids)] for slab in self._slabs]
-        self._reader.read(ids, batches)
-        for name, batch_BCHW in zip(self._names, batches, strict=True):
-            self._dali.feed_input(name, batch_BCHW)
-        self._dali.schedule_run()
-        outputs = self._dali.share_outputs()
-        try:
-            yield tuple(torch.from_dlpack(out.as_tensor()) for out in outputs)
-        finally:
-            del outputs
-            self._dali.release_outputs()
+        batches = tuple(slab[:len(ids)] for slab in self._slabs)
+        self._reader.read(ids, [batch.numpy() for batch in batches])
+        yield batches
 
     def close(self) -> None:
-        """End the threads of the reader and of DALI."""
+        """End the threads of the reader."""
         self._reader.close()
-        self._dali = None
 
     def __enter__(self) -> "RawPipeline":
         return self
