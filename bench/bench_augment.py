@@ -7,6 +7,7 @@ torch.compile. Ours writes into memory that is used again, as the loader has it 
 with a neighbour on one of two cores torch's threads wait for each other and the ratio comes out several times too high.
 """
 
+import colorsys
 import ctypes
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -88,6 +89,30 @@ def jitters(z: Tensor, triples: Tensor, factors: Tensor) -> Tensor:
     return z
 
 
+def hsv_jitters(z: Tensor, triples: Tensor, factors: Tensor) -> Tensor:
+    """The same chain as data sets have it: values clamped to [0, 1] after each step, hue turned in HSV: other numbers."""
+    for k in range(triples.shape[1]):
+        index = triples[:, k, :, None, None].expand(-1, -1, VIEW_PX, VIEW_PX)
+        brightness, contrast, saturation, hue = factors[:, k, :, None, None, None].unbind(1)
+        p = (z.gather(1, index) * brightness).clamp(0, 1)
+        p = torch.lerp(_grey(p).mean((2, 3), keepdim=True), p, contrast).clamp(0, 1)
+        p = torch.lerp(_grey(p), p, saturation).clamp(0, 1)
+        z.scatter_(1, index, _turned(p, hue[:, 0]))
+    return z
+
+
+def _turned(p: Tensor, hue: Tensor) -> Tensor:
+    """RGB (B, 3, S, S) in [0, 1] with its hue moved by (B, 1, 1) cycles: to HSV, turned, and back."""
+    value, low = p.amax(1), p.amin(1)
+    chroma = value - low
+    safe = torch.where(chroma == 0, 1, chroma)
+    r, g, b = p.unbind(1)
+    sector = torch.where(value == r, (g - b) / safe % 6, torch.where(value == g, (b - r) / safe + 2, (r - g) / safe + 4))
+    turned = (sector + 6 * hue) % 6
+    channels = [(turned + shift) % 6 for shift in (5.0, 3.0, 1.0)]
+    return torch.stack([value - chroma * torch.minimum(k, 4 - k).clamp(0, 1) for k in channels], 1)
+
+
 def kornia_jitters(z: Tensor, triples: Tensor, factors: Tensor) -> Tensor:
     """The same chain by kornia's operations, which clamp to [0, 1] and turn hue in HSV: other numbers."""
     enhance = kornia_enhance()
@@ -150,6 +175,29 @@ def test_two_csf_views_against_a_per_sample_pillow_chain(raw: Tensor, plan: Band
             assert all(np.isfinite(job.result()) for job in jobs)
 
         report("per-sample Pillow chain, 2 processes", chain, lambda: fused(raw, plan), benchmark)
+
+
+def test_two_csf_views_against_batched_torch_ops_with_hue_in_hsv(raw: Tensor, plan: BandPlan, benchmark: Callable) -> None:
+    """What a batched data set does at default settings: nobody reads the matrix form of hue in a tutorial."""
+    pixels = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    for turn in (-0.3, 0.0, 0.8):
+        pairs = zip(_turned(pixels, torch.full((2, 1, 1), turn)).permute(0, 2, 3, 1).reshape(-1, 3).tolist(), pixels.permute(0, 2, 3, 1).reshape(-1, 3).tolist())
+        for mine, rgb in pairs:
+            h, s, v = colorsys.rgb_to_hsv(*rgb)
+            assert mine == pytest.approx(colorsys.hsv_to_rgb((h + turn) % 1, s, v), abs=1e-5)
+    drawn = draws()
+    report("batched torch ops, hue in HSV, allocator default", lambda: stepwise(raw, plan, drawn, hsv_jitters), lambda: fused(raw, plan), benchmark)
+
+
+def test_share_of_what_the_machine_can_compute_and_move(raw: Tensor, plan: BandPlan, benchmark: Callable) -> None:
+    """The operator alone, C^2 multiply-adds a pixel, against a matrix product; its bytes in and out against a copy of large tensors."""
+    square, large, copy = torch.rand(2048, 2048), torch.rand(2**26), torch.empty(2**26)
+    pixels = 2 * AUGMENT_BATCH * VIEW_PX**2
+    compute = paired_ratio(lambda: torch.mm(square, square), lambda: fused(raw, plan), pairs=15)
+    move = paired_ratio(lambda: copy.copy_(large), lambda: fused(raw, plan), pairs=15)
+    flops, num_bytes = 2 * pixels * NUM_BANDS**2 / (2 * 2048**3), pixels * NUM_BANDS * (2 + 4) / (8 * 2**26)
+    benchmark.pedantic(lambda: fused(raw, plan), rounds=20, warmup_rounds=2)
+    print(f"\n{compute.median * flops:.0%} of the rate of a matrix product, {move.median * num_bytes:.0%} of the bandwidth of a copy")
 
 
 # The allocator's setting cannot be taken back, so it is the slowest of the two to change, and these come last.
