@@ -12,6 +12,7 @@ from dsengine.methods import Method
 METHODS = plugin.names("dsengine.methods")
 SMALL = {
     "byol": {"hidden": 16, "out": 8}, "simsiam": {"dim": 16, "hidden": 8}, "vae": {"latent": 4},
+    "simclr": {"hidden": 16, "out": 8},
     "supervised": {"label": "landcover", "kind": "classmap", "channels": 5},
 }
 BANDS = 14

@@ -72,7 +72,8 @@ class Supervised(Method):
         known = batch.label >= 0
         right = (logits.argmax(1) == batch.label) & known
         # Each rank's sum over the count of all, times the ranks: the mean over ranks is that over the global batch.
-        share = batch.world.size / gather_rows(known.sum().reshape(1), batch.world.group).sum().clamp(min=1)
+        count = gather_rows(known.sum().reshape(1), batch.world.group).sum().clamp(min=1)
+        share = batch.world.size / count.to(logits.dtype)
         loss = F.cross_entropy(logits, batch.label, ignore_index=-1, reduction="sum") * share
         return {"loss": loss, "accuracy": right.sum() * share}
 
