@@ -83,13 +83,13 @@ DSE_ALWAYS bool lz4_block(const uint8_t* in, int64_t in_bytes, uint8_t* out, int
     }
     at += length, to += length;
     if (at >= stop) return at == stop && to == end;
-    if (stop - at < 2 || to > end) return false;
+    if (stop - at < 2) return false;
     const int64_t distance = at[0] | at[1] << 8;
     at += 2;
     if (distance == 0 || distance > to - out) return false;
     length = (token & 15) + 4;
     if (length == 19 && !add_more(at, stop, length)) return false;
-    if (length > end - to) return false;
+    if (length > end - to) return false;  // also where short literals went past the end
     copy_match(to, distance, length);
     to += length;
   }
