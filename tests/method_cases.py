@@ -8,6 +8,7 @@ from dsengine import methods, plugin
 from dsengine.data.sample import Batch, sized
 from dsengine.encoders import Features
 from dsengine.methods import Method
+from dsengine.nn.norm import GroupedBatchNorm2d
 
 METHODS = plugin.names("dsengine.methods")
 SMALL = {
@@ -30,6 +31,21 @@ class Tiny(nn.Module):
 
     def forward(self, x: Tensor) -> Features:
         dense = self.conv(x)
+        return Features(dense.mean((2, 3)), dense)
+
+
+class Normed(nn.Module):
+    """Convolution, grouped BatchNorm, ReLU, convolution: what ranks have to agree about."""
+
+    dim = 6
+
+    def __init__(self, in_channels: int = BANDS) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.conv1, self.norm, self.conv2 = nn.Conv2d(in_channels, 8, 4, 4), GroupedBatchNorm2d(8), nn.Conv2d(8, self.dim, 2, 2)
+
+    def forward(self, x: Tensor) -> Features:
+        dense = self.conv2(self.norm(self.conv1(x), relu=True))
         return Features(dense.mean((2, 3)), dense)
 
 

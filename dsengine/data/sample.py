@@ -44,11 +44,14 @@ class Batch(NamedTuple):
 
 def band_names(view: View, bands: Sequence["Band"]) -> tuple[str, ...]:
     """Names of what `view` is made of, out of a corpus's `bands`: before any are drawn. UsageError for a sensor that is not there."""
-    if view.bands is not None:
-        return view.bands
+    return view.bands if view.bands is not None else tuple(bands[k].name for k in band_numbers(view, bands))
+
+
+def band_numbers(view: View, bands: Sequence["Band"]) -> list[int]:
+    """Places in `bands` of what `view` is made of; names that are not there have none."""
     if view.sensor is not None and view.sensor not in (sensors := {band.sensor for band in bands}):
         raise UsageError(f"sensor {view.sensor!r} is not in the corpus, {nearest(view.sensor, sensors)}")
-    return tuple(band.name for band in bands if view.sensor in (None, band.sensor))
+    return [k for k, band in enumerate(bands) if view.sensor in (None, band.sensor) and (view.bands is None or band.name in view.bands)]
 
 
 def num_channels(view: View, bands: Sequence["Band"]) -> int:

@@ -8,14 +8,16 @@ from torch import nn
 from dsengine.engine.checkpoint import load_encoder
 from dsengine.engine.launch import configure, run
 from dsengine.engine.log import read_metrics
+from dsengine.methods import inputs
 
 
 class Run(NamedTuple):
     """A finished run."""
 
     dir: Path
-    encoder: nn.Module  # pretrained, in eval mode, on CPU
+    encoder: nn.Module  # pretrained, in eval mode, on CPU; the first where there are several
     metrics: list[dict]  # the records of metrics.jsonl
+    encoders: dict[str, nn.Module]  # all of them, by the method's names
 
 
 def train(*, resume: bool = False, **config) -> Run:
@@ -26,5 +28,7 @@ def train(*, resume: bool = False, **config) -> Run:
     or `method={"name": NAME, SETTING: VALUE}`.
     resume: go on with the run in `out`. Raises UsageError or RunError, as the command line does.
     """
-    folder = run(configure(config, resume=resume), resume=resume)
-    return Run(folder, load_encoder(folder)[0], read_metrics(folder))
+    settings = configure(config, resume=resume)
+    folder = run(settings, resume=resume)
+    encoders = {name: load_encoder(folder, name)[0] for name in inputs(settings.method, settings.method_config)}
+    return Run(folder, next(iter(encoders.values())), read_metrics(folder), encoders)

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -18,7 +19,7 @@ from torch import nn
 
 from dsengine.corpus.schema import Contract
 from dsengine.encoders import build_encoder
-from dsengine.errors import RunError, UsageError
+from dsengine.errors import RunError, UsageError, nearest
 
 
 class Checkpoint(NamedTuple):
@@ -29,13 +30,14 @@ class Checkpoint(NamedTuple):
     loader: dict[str, int]  # the loader's position and what must be equal for it to mean the same samples
     config: dict
     contract: Contract
+    inputs: dict[str, dict] | None = None  # as given to `save`
 
 
 def save(run: Path, *, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, loader: dict[str, int],
-         config: dict, contract: Contract, keep: int) -> Path:
+         config: dict, contract: Contract, keep: int, inputs: dict[str, dict] | None = None) -> Path:
     """Write the checkpoint of `step`, then remove all but the newest `keep`; RunError when the disk refuses.
 
-    Later ones go too: if there are any, this run was resumed from before them, because they are damaged.
+    inputs: {encoder's name: {"bands": places in the contract, "in_channels": number}}; None: one, of all bands. Later ones go too: if there are any, this run was resumed from before them, because they are damaged.
     """
     final = run / "checkpoints" / f"step-{step:08d}"
     stage = final.with_name(f".{final.name}.part")
@@ -45,7 +47,7 @@ def save(run: Path, *, step: int, method: nn.Module, optimizer: torch.optim.Opti
         save_file({k: v.contiguous() for k, v in method.state_dict().items()}, stage / "model.safetensors")
         torch.save(optimizer.state_dict(), stage / "state.pt")
         hashes = {name: _sha256(stage / name) for name in ("model.safetensors", "state.pt")}
-        manifest = {"format": 1, "step": step, "loader": loader, "config": config, "contract": contract.to_json(),
+        manifest = {"format": 1, "step": step, "loader": loader, "config": config, "contract": contract.to_json(), "inputs": inputs,
                     "sha256": hashes}
         manifest["manifest_sha256"] = _digest(manifest)
         (stage / "manifest.json").write_text(json.dumps(manifest, indent=1))
@@ -92,7 +94,7 @@ def read(folder: Path) -> Checkpoint:
             if _sha256(folder / name) != expected:
                 raise RunError(f"checkpoint {folder}: {name} does not match its sha256, the file is damaged")
         contract = Contract.from_json(manifest["contract"])
-        return Checkpoint(folder, manifest["step"], manifest["loader"], manifest["config"], contract)
+        return Checkpoint(folder, manifest["step"], manifest["loader"], manifest["config"], contract, manifest.get("inputs"))
     except (OSError, KeyError, TypeError, ValueError) as error:
         raise RunError(f"checkpoint {folder}: not readable ({type(error).__name__}: {error})") from error
 
@@ -103,11 +105,12 @@ def restore(checkpoint: Checkpoint, method: nn.Module, optimizer: torch.optim.Op
     optimizer.load_state_dict(torch.load(checkpoint.path / "state.pt", map_location=device, weights_only=True))
 
 
-def load_encoder(path: str | Path) -> tuple[nn.Module, Contract]:
+def load_encoder(path: str | Path, name: str | None = None) -> tuple[nn.Module, Contract]:
     """The pretrained encoder of a run (or of one checkpoint folder), in eval mode on CPU, and its data contract.
 
-    The contract says which bands the encoder expects, in which order, units, scale and statistics.
-    Raises UsageError when `path` holds no checkpoint, RunError when every checkpoint is damaged.
+    name: which of several, such as "s2". The contract says which bands the encoder expects, in which order, units, scale and
+    statistics; one that was shown bands drawn at random takes any `encoder.in_channels` of them.
+    Raises UsageError when `path` holds no checkpoint or no encoder of that name, RunError when every checkpoint is damaged.
     """
     path = Path(path)
     if (path / "manifest.json").exists():
@@ -118,19 +121,30 @@ def load_encoder(path: str | Path) -> tuple[nn.Module, Contract]:
             raise RunError(passed[0])
         if checkpoint is None:
             raise UsageError(f"load_encoder: no checkpoint under {path}: give a run folder or a checkpoint folder")
-    settings = dict(checkpoint.config["encoder"])
-    encoder = build_encoder(settings.pop("name"), len(checkpoint.contract.bands), **settings)
     weights = load_file(checkpoint.path / "model.safetensors")
-    prefix = f"encoders.{_only_encoder(weights)}."
+    name, prefix = _chosen(weights, name)
+    every = {"bands": list(range(len(checkpoint.contract.bands))), "in_channels": len(checkpoint.contract.bands)}
+    shown = (checkpoint.inputs or {}).get(name, every)
+    settings = dict(checkpoint.config.get("encoders", {}).get(name, checkpoint.config["encoder"]))
+    encoder = build_encoder(settings.pop("name"), shown["in_channels"], **settings)
     encoder.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-    return encoder.eval(), checkpoint.contract
+    return encoder.eval(), _of_bands(checkpoint.contract, shown["bands"])
 
 
-def _only_encoder(weights: dict) -> str:
+def _chosen(weights: dict, name: str | None) -> tuple[str, str]:
+    """The encoder's name and what its weights' keys begin with."""
     names = sorted({key.split(".")[1] for key in weights if key.startswith("encoders.")})
-    if len(names) != 1:
-        raise UsageError(f"load_encoder: the run has {len(names)} encoders ({', '.join(names)}), one is needed")
-    return names[0]
+    if name is None and len(names) != 1:
+        raise UsageError(f"load_encoder: the run has {len(names)} encoders; name one: {', '.join(names)}")
+    if name is not None and name not in names:
+        raise UsageError(f"load_encoder: no encoder {name!r}; {nearest(name, names)}")
+    return name or names[0], f"encoders.{name or names[0]}."
+
+
+def _of_bands(contract: Contract, numbers: list[int]) -> Contract:
+    """`contract` of some of its bands alone."""
+    parts = {key: tuple(getattr(contract, key)[n] for n in numbers) for key in ("bands", "units", "scale", "offset", "mean", "std")}
+    return replace(contract, **parts)
 
 
 def _folders(run: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from dsengine.config import RunConfig
 from dsengine.corpus import Band, Corpus, open_corpus
 from dsengine.data import order
 from dsengine.data.loader import FixedViews, Loader
-from dsengine.data.sample import num_channels, sized
+from dsengine.data.sample import band_numbers, num_channels, sized
 from dsengine.dist import World, mean_over_ranks_
 from dsengine.encoders import build_encoder
 from dsengine.engine import checkpoint, figures, optim, plan
@@ -109,7 +109,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
                 if world.rank == 0:
                     log.sync()
                     checkpoint.save(run, step=done, method=method, optimizer=optimizer, loader=loader.state_dict(),
-                                    config=configuration.dump(config), contract=contract, keep=setting.keep_checkpoints)
+                                    config=configuration.dump(config), contract=contract, keep=setting.keep_checkpoints,
+                                    inputs=_described(config, corpus))
     if world.rank == 0:
         figures.draw_losses(run)
 
@@ -126,6 +127,12 @@ def fresh_method(config: RunConfig, bands: Sequence[Band]) -> Method:
             name, settings = config.encoder_of(key)
             encoders[key] = build_encoder(name, num_channels(view, bands), **vars(settings))
         return build_method(config.method, encoders=encoders, **vars(config.method_config))
+
+
+def _described(config: RunConfig, corpus: Corpus) -> dict[str, dict]:
+    """What each encoder was shown, for whoever loads it: places of its bands in the contract, and channels."""
+    return {key: {"bands": band_numbers(view, corpus.bands), "in_channels": num_channels(view, corpus.bands)}
+            for key, view in inputs(config.method, config.method_config).items()}
 
 
 def _heldout(corpus: Corpus, views: tuple, most: int, common: dict) -> FixedViews | None:

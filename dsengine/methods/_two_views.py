@@ -43,3 +43,7 @@ class TwoViews:
         if self.pair == "bands":
             return View(bands=MS_BANDS, draw_bands=1, augment=augment), View(bands=SAR_BANDS, draw_bands=1, augment=augment)
         return View(augment=augment), View(augment=augment)
+
+    def shown(self) -> View:
+        """What the encoder must be able to read: either view."""
+        return View(bands=MS_BANDS + SAR_BANDS, draw_bands=1) if self.pair == "bands" else View()

@@ -91,7 +91,7 @@ def _distance(q: Tensor, z: Tensor) -> Tensor:
 
 def inputs(config: Config) -> dict[str, View]:
     """One encoder, which reads either view."""
-    return {"all": config.views()[0]}
+    return {"all": config.shown()}
 
 
 def build(config: Config, encoders: dict[str, nn.Module]) -> BYOL:

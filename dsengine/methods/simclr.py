@@ -75,7 +75,7 @@ class SimCLR(Method):
 
 def inputs(config: Config) -> dict[str, View]:
     """One encoder for both views, or one a modality."""
-    return {sensor: View(sensor=sensor) for sensor in config.modalities} or {"all": config.views()[0]}
+    return {sensor: View(sensor=sensor) for sensor in config.modalities} or {"all": config.shown()}
 
 
 def build(config: Config, encoders: dict[str, nn.Module]) -> SimCLR:

@@ -74,7 +74,7 @@ def _cosine(p: Tensor, z: Tensor) -> Tensor:
 
 def inputs(config: Config) -> dict[str, View]:
     """One encoder, which reads either view."""
-    return {"all": config.views()[0]}
+    return {"all": config.shown()}
 
 
 def build(config: Config, encoders: dict[str, nn.Module]) -> SimSiam:
