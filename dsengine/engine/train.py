@@ -19,7 +19,7 @@ from dsengine.data.loader import FixedViews, Loader
 from dsengine.data.sample import band_numbers, num_channels, sized
 from dsengine.dist import World, mean_over_ranks_
 from dsengine.encoders import build_encoder
-from dsengine.engine import checkpoint, figures, optim, plan
+from dsengine.engine import alarms, checkpoint, figures, optim, plan
 from dsengine.engine.log import Meter, RunLog, SilentLog
 from dsengine.engine.settings import TrainConfig
 from dsengine.engine.step import Step, forward, place, view_dtype
@@ -75,7 +75,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
 
         # Loop
         step_once = Step(method, optimizer, precision=setting.precision, world=world)
-        meter = Meter()
+        meter, alarmed = Meter(), False
         walk = order.walk(rows, seed=setting.seed, start=start, global_batch=setting.batch_size)
         for at in islice(walk, total - start):  # which step, epoch and samples: known to the host without asking anybody
             before = time.perf_counter()
@@ -102,6 +102,11 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
                     log.say(_epoch_line(record, scores.keys(), setting.epochs))
                     if world.rank == 0:
                         figures.draw_pictures(scores, batch, corpus, views, run / "figures")
+                if found := alarms.collapsed(record):
+                    record["alarm"] = f"collapse: {found}"
+                    if not alarmed:
+                        log.say(f"alarm at step {done}: features collapse ({found}): samples look alike to the encoder")
+                alarmed = bool(found)
                 log.write(record)
             if done % setting.checkpoint_steps == 0 or done == total:
                 _stop_if_withheld(step_once, world, rows, setting)  # a bad state must not push a good one out
