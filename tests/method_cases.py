@@ -8,14 +8,17 @@ from dsengine import methods, plugin
 from dsengine.data.sample import Batch, sized
 from dsengine.encoders import Features
 from dsengine.methods import Method
+from dsengine.nn.heads import mlp
 from dsengine.nn.norm import GroupedBatchNorm2d
 
 METHODS = plugin.names("dsengine.methods")
 SMALL = {
     "byol": {"hidden": 16, "out": 8}, "simsiam": {"dim": 16, "hidden": 8}, "vae": {"latent": 4},
     "simclr": {"hidden": 16, "out": 8},
+    "scarf": {"hidden": 16, "out": 8, "temperature": 0.1},
     "supervised": {"label": "landcover", "kind": "classmap", "channels": 5},
 }
+ROWS = ("scarf",)  # methods of tables: a view is (B, C)
 BANDS = 14
 
 
@@ -49,9 +52,30 @@ class Normed(nn.Module):
         return Features(dense.mean((2, 3)), dense)
 
 
+class TinyRows(nn.Module):
+    """Of tables: Linear, or with `normed` Linear, grouped BatchNorm, ReLU, Linear."""
+
+    dim = 6
+
+    def __init__(self, in_channels: int = BANDS, normed: bool = False) -> None:
+        super().__init__()
+        self.in_channels = in_channels
+        self.layers = mlp(in_channels, 8, self.dim) if normed else nn.Linear(in_channels, self.dim)
+
+    def forward(self, x: Tensor) -> Features:
+        return Features(self.layers(x), None)
+
+
+def encoder_for(name: str, *, normed: bool = False) -> nn.Module:
+    """A small encoder that the method `name` takes."""
+    if name in ROWS:
+        return TinyRows(normed=normed)
+    return Normed() if normed else Tiny()
+
+
 def make(name: str, encoder: nn.Module | None = None, **settings) -> Method:
-    """The method at small widths, around `encoder` or a Tiny."""
-    return dsengine.build_method(name, encoder=encoder or Tiny(), **{**SMALL.get(name, {}), **settings})
+    """The method at small widths, around `encoder` or a small one."""
+    return dsengine.build_method(name, encoder=encoder or encoder_for(name), **{**SMALL.get(name, {}), **settings})
 
 
 def make_batch(method: Method, rows: int = 8, *, size: int = 16, step: int = 3, seed: int = 0, channels: int = BANDS) -> Batch:
@@ -62,6 +86,8 @@ def make_batch(method: Method, rows: int = 8, *, size: int = 16, step: int = 3, 
     for view in sized(method.views, size):
         own = colour + 0.7 * torch.randn(rows, channels, 1, 1, generator=g)
         views.append((own + 0.3 * torch.randn(rows, channels, view.size, view.size, generator=g))[:, :view.draw_bands])
+    if type(method).__module__.rpartition(".")[2] in ROWS:
+        views = [view.mean((2, 3)) for view in views]
     label = None
     if method.label is not None:
         kind, classes = method.config.kind, method.config.channels

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from method_cases import METHODS, Normed, make, make_batch  # noqa: E402
+from method_cases import METHODS, encoder_for, make, make_batch  # noqa: E402
 
 from dsengine.corpus.schema import Band, Contract
 from dsengine.dist import SOLO
@@ -26,7 +26,7 @@ CONTRACT = Contract(bands=(Band("B02", "s2", "s2", 0, 1),), units=("reflectance"
 def _fresh(name: str, optimizer: str, seed: int) -> tuple[Method, torch.optim.Optimizer]:
     torch.manual_seed(seed)
     settings = {"tau_schedule": "cosine"} if name == "byol" else {}
-    method = make(name, Normed(), **settings)
+    method = make(name, encoder_for(name, normed=True), **settings)
     set_groups(method, 4, 8)
     return method, make_optimizer(method, TrainConfig(optimizer=optimizer, weight_decay=0.01))
 

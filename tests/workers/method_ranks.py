@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from method_cases import METHODS, Normed, make, make_batch  # noqa: E402
+from method_cases import METHODS, encoder_for, make, make_batch  # noqa: E402
 
 from dsengine import dist  # noqa: E402
 from dsengine.data.order import local_slice  # noqa: E402
@@ -32,7 +32,7 @@ def share(batch: Batch, world: dist.World) -> Batch:
 def results(name: str, world: dist.World) -> dict:
     """Losses of some steps, and after them gradients and everything that a checkpoint would hold."""
     torch.manual_seed(0)
-    method = place(make(name, Normed()), "fp64", torch.device("cpu"))
+    method = place(make(name, encoder_for(name, normed=True)), "fp64", torch.device("cpu"))
     set_groups(method, GROUP, ROWS // world.size)
     step = Step(method, make_optimizer(method, TrainConfig()), precision="fp64", world=world)
     losses = []
