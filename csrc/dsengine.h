@@ -86,21 +86,23 @@ typedef struct {
 DSE_API int dse_unfilter_streams_cpu(const dse_unfilter_streams_args* args, int32_t num_threads);
 DSE_API int dse_unfilter_streams_cuda(const dse_unfilter_streams_args* args, void* stream);
 
-// Chunks of shard files to patches in memory: read, crc32c compared, decoded. See decode/read_cpu.cpp.
-enum dse_compressor { DSE_STORED = 0, DSE_BLOSC = 1 };  // none; Blosc 1 frames of LZ4
+// Chunks of shard files, or of memory, to patches: read, crc32c compared, decoded. See decode/read_cpu.cpp.
+enum dse_compressor { DSE_STORED = 0, DSE_BLOSC = 1, DSE_RAW = 2 };  // none; Blosc 1 frames of LZ4; left compressed, crc32c included
+enum { DSE_READ_SLACK = 64 };  // bytes after a chunk in memory that may be read; what they are does not matter
 
 typedef struct {
   const char *prefix, *suffix;  // around a shard's number in decimal: its path
+  const uint8_t* data;          // not null: chunks lie here, and nothing is read
   uint8_t* out;                 // (num_patches, patch_bytes)
-  int64_t num_patches, patch_bytes;
-  int32_t compressor;  // dse_compressor
+  int64_t data_bytes, num_patches, patch_bytes;
+  int32_t compressor;  // dse_compressor; DSE_RAW: patch_bytes is 1, and a chunk begins at its row
   int32_t checked;     // a crc32c closes each chunk
   int32_t fill;        // int16 value of patches that are not stored
 } dse_read_array;
 
 typedef struct {
   const dse_read_array* arrays;
-  const int64_t* chunks;  // (num_chunks, 5): array, shard, offset in it, bytes (0: not stored), row of out; best in file order
+  const int64_t* chunks;  // (num_chunks, 5): array, shard, offset in it or in data, bytes (0: not stored), row of out; best in file order
   int32_t* status;        // (num_chunks,): DSE_OK or DSE_BAD_CHUNK
   uint8_t* scratch;       // (num_threads, scratch_bytes)
   int64_t num_arrays, num_chunks;

@@ -11,7 +11,7 @@
 
 namespace dse {
 
-enum { kSlack = 64 };
+enum { kSlack = DSE_READ_SLACK };
 
 typedef uint8_t Lane16 __attribute__((vector_size(16)));
 

@@ -73,28 +73,54 @@ DSE_AVX512 bool decode_avx512(const uint8_t* in, int64_t size, uint8_t* out, int
   return decode_frame(in, size, out, want, scratch);
 }
 
+// The bytes of a chunk: in memory, or read to `room`, which has `room_bytes`; null where they are not all there.
+const uint8_t* chunk_bytes(const dse_read_array& array, const ChunkRow& chunk, File& file, uint8_t* room, int64_t room_bytes) {
+  if (array.data) return chunk.bytes <= array.data_bytes - kSlack - chunk.offset ? array.data + chunk.offset : nullptr;
+  if (chunk.bytes > room_bytes) return nullptr;
+  const int handle = file.of(array, chunk);
+  return handle >= 0 && read_whole(handle, room, chunk.bytes, chunk.offset) ? room : nullptr;
+}
+
+// A chunk that is the patch as it is goes straight to its place.
+bool read_stored(const dse_read_array& array, const ChunkRow& chunk, File& file, uint8_t* out, int64_t body, bool fast) {
+  const int handle = body == array.patch_bytes ? file.of(array, chunk) : -1;
+  if (handle < 0 || !read_whole(handle, out, body, chunk.offset)) return false;
+  uint8_t crc[kCrcBytes];
+  return !array.checked || (read_whole(handle, crc, kCrcBytes, chunk.offset + body) && crc32c(out, body, fast) == (uint32_t)load32(crc));
+}
+
+bool crc_is_right(const dse_read_array& array, const uint8_t* in, int64_t body, bool fast) {
+  return !array.checked || (body >= 0 && crc32c(in, body, fast) == (uint32_t)load32(in + body));
+}
+
 bool read_chunk(const dse_read_args& a, const ChunkRow& chunk, File& file, uint8_t* scratch, Decode decode, bool fast) {
   const dse_read_array& array = a.arrays[chunk.array];
   uint8_t* out = array.out + chunk.row * array.patch_bytes;
+  const int64_t body = chunk.bytes - (array.checked ? (int64_t)kCrcBytes : 0);
+  if (array.compressor == DSE_RAW) {
+    const uint8_t* in = chunk_bytes(array, chunk, file, out, array.num_patches - chunk.row);
+    if (array.data && in) memcpy(out, in, chunk.bytes);
+    return in && crc_is_right(array, in, body, fast);
+  }
   if (chunk.bytes == 0) {
     std::fill_n((int16_t*)out, array.patch_bytes / 2, (int16_t)array.fill);
     return true;
   }
-  const int64_t body = chunk.bytes - (array.checked ? (int64_t)kCrcBytes : 0);
-  if (body < 0 || dse_read_scratch(chunk.bytes, array.patch_bytes) > a.scratch_bytes) return false;
-  const int handle = file.of(array, chunk);
-  if (handle < 0 || !read_whole(handle, scratch, chunk.bytes, chunk.offset)) return false;
-  if (array.checked && crc32c(scratch, body, fast) != (uint32_t)load32(scratch + body)) return false;
-  if (array.compressor == DSE_BLOSC) return decode(scratch, body, out, array.patch_bytes, scratch + chunk.bytes + kSlack);
+  if (array.compressor == DSE_STORED && !array.data) return read_stored(array, chunk, file, out, body, fast);
+  const int64_t planes = frame_scratch(array.patch_bytes);
+  const uint8_t* in = chunk_bytes(array, chunk, file, scratch + planes, a.scratch_bytes - planes - kSlack);
+  if (!in || !crc_is_right(array, in, body, fast)) return false;
+  if (array.compressor == DSE_BLOSC) return planes <= a.scratch_bytes && decode(in, body, out, array.patch_bytes, scratch);
   if (body != array.patch_bytes) return false;
-  memcpy(out, scratch, body);
+  memcpy(out, in, body);
   return true;
 }
 
 bool arguments_are_legal(const dse_read_args& a) {
   for (int64_t k = 0; k < a.num_arrays; ++k) {
     const dse_read_array& array = a.arrays[k];
-    if (array.patch_bytes < 0 || array.patch_bytes % 2 || (array.compressor != DSE_STORED && array.compressor != DSE_BLOSC)) return false;
+    if (array.compressor < DSE_STORED || array.compressor > DSE_RAW) return false;
+    if (array.compressor == DSE_RAW ? array.patch_bytes != 1 : array.patch_bytes < 0 || array.patch_bytes % 2) return false;
   }
   for (int64_t k = 0; k < a.num_chunks; ++k) {
     const ChunkRow c = chunk_row(a, k);

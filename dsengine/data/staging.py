@@ -18,8 +18,9 @@ from torch import Tensor
 from dsengine import ops
 from dsengine.data import frames
 from dsengine.data.chunks import Chunk, Located, ShardIndex, damage, read_chunks
-from dsengine.data.decode import check_zstd_header, checked_body, decode
+from dsengine.data.decode import CRC_BYTES, check_zstd_header, checked_body, decode
 from dsengine.data.layout import ChunkLayout
+from dsengine.data.native import read_raw
 from dsengine.data.patches import windows
 from dsengine.errors import RunError
 
@@ -165,17 +166,38 @@ def _stage_share(share: Share, slab: np.ndarray) -> tuple[frames.Tables, list[in
     if not share.on_device:
         _decode_share(share, slab)
         return frames.copies(share.at[stored], _target(share)[stored], patch_bytes=share.layout.patch_bytes), []
-    lo = int(share.at[0])
-    chunks = read_chunks(share.layout, share.located, slab[lo:lo + int(share.located.size.sum())])
-    bodies = [checked_body(chunk) if chunk.layout.checked and chunk.data.nbytes else chunk.data for chunk in chunks]
-    size = np.array([body.nbytes for body in bodies], dtype=np.int64)[stored]
+    _read_share(share, slab)
+    size = share.located.size[stored] - (CRC_BYTES if share.layout.checked else 0)
     if share.layout.compressor == "blosc":
         return _parse(share, slab, stored, size)
     for k in stored.tolist():
-        _check_plain(chunks[k], bodies[k])
+        chunk = _chunk(share, k, slab)
+        _check_plain(chunk, chunk.data[:-CRC_BYTES] if share.layout.checked else chunk.data)
     make = {"none": lambda at, size, to: frames.copies(at, to, patch_bytes=share.layout.patch_bytes),
             "zstd": lambda at, size, to: frames.zstd_frames(at, size, to, patch_bytes=share.layout.patch_bytes)}
     return make[share.layout.compressor](share.at[stored], size, _target(share)[stored]), []
+
+
+def _read_share(share: Share, slab: np.ndarray) -> None:
+    """The share's bytes into the slab, crc32c compared. What the C library refuses is read again here, for its error."""
+    refused = range(len(share.located.row))
+    if share.layout.storage.local:
+        refused = read_raw(share.layout, share.located, share.at, slab).tolist()
+    elif share.located.size.any():
+        lo = int(share.at[0])
+        read_chunks(share.layout, share.located, slab[lo:lo + int(share.located.size.sum())])
+    for k in refused:
+        if share.layout.storage.local:
+            read_chunks(share.layout, share.located.part(k, k + 1), slab[int(share.at[k]):])
+        chunk = _chunk(share, k, slab)
+        if share.layout.checked and chunk.data.nbytes:
+            checked_body(chunk)
+
+
+def _chunk(share: Share, k: int, slab: np.ndarray) -> Chunk:
+    """Chunk k of a share whose bytes are in the slab."""
+    lo = int(share.at[k])
+    return Chunk(share.layout, int(share.located.row[k]), int(share.located.patch[k]), slab[lo:lo + int(share.located.size[k])])
 
 
 def _check_plain(chunk: Chunk, body: np.ndarray) -> None:
@@ -211,9 +233,7 @@ def _decode_late(late: list[tuple[Share, int]], slab: Slab, at: int, tables: lis
     """Decode chunks whose frame is of another codec than their array says behind the others; where the slab is free after it."""
     slab.ensure(at + sum(share.layout.patch_bytes for share, _ in late) + (1 << 16))
     for share, k in late:
-        lo = int(share.at[k])
-        chunk = Chunk(share.layout, int(share.located.row[k]), int(share.located.patch[k]), slab.array[lo:lo + int(share.located.size[k])])
-        decode(chunk, _patch_at(slab.array, at, share.layout))
+        decode(_chunk(share, k, slab.array), _patch_at(slab.array, at, share.layout))
         tables.append(frames.copies(np.array([at]), _target(share)[k:k + 1], patch_bytes=share.layout.patch_bytes))
         at += share.layout.patch_bytes
     return _aligned(at)

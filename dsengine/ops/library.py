@@ -58,8 +58,8 @@ class UnfilterStreamsArgs(Structure):
 class ReadArray(Structure):
     """dse_read_array."""
 
-    _fields_ = [("prefix", c_char_p), ("suffix", c_char_p), ("out", c_void_p), ("num_patches", c_int64), ("patch_bytes", c_int64),
-                ("compressor", c_int32), ("checked", c_int32), ("fill", c_int32)]
+    _fields_ = [("prefix", c_char_p), ("suffix", c_char_p), ("data", c_void_p), ("out", c_void_p), ("data_bytes", c_int64), ("num_patches", c_int64),
+                ("patch_bytes", c_int64), ("compressor", c_int32), ("checked", c_int32), ("fill", c_int32)]
 
 
 class ReadArgs(Structure):
