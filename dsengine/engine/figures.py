@@ -30,7 +30,7 @@ def draw_losses(run: Path) -> Path:
     return _save(figure, run / "figures" / "loss.png")
 
 
-def draw_views(batch: Batch, corpus: Corpus, views: tuple[View, ...], path: Path) -> Path:
+def draw_views(batch: Batch, corpus: Corpus, views: tuple[View, ...], path: Path, *, titles: tuple[str, ...] = ()) -> Path:
     """The first samples of a batch: for each view true colour (or its first three bands) and its last band."""
     count = min(_SAMPLES, batch.sample_id.shape[0])
     figure = Figure(figsize=(1.6 * count, 3.4 * len(views)), layout="constrained")
@@ -43,8 +43,9 @@ def draw_views(batch: Batch, corpus: Corpus, views: tuple[View, ...], path: Path
             axes[2 * v, i].imshow(_stretch(pixels[i][rgb]).transpose(1, 2, 0))
             axes[2 * v + 1, i].imshow(_stretch(pixels[i][len(names) - 1]), cmap="gray")
             axes[0, i].set_title(f"sample {int(batch.sample_id[i])}", fontsize=8)
-        axes[2 * v, 0].set_ylabel(f"view {v + 1}: {' '.join(names[b] for b in rgb)}", fontsize=8)
-        axes[2 * v + 1, 0].set_ylabel(f"view {v + 1}: {names[-1]}", fontsize=8)
+        title = titles[v] if titles else f"view {v + 1}"
+        axes[2 * v, 0].set_ylabel(f"{title}: {' '.join(names[b] for b in rgb)}", fontsize=8)
+        axes[2 * v + 1, 0].set_ylabel(f"{title}: {names[-1]}", fontsize=8)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
     return _save(figure, path)
@@ -56,7 +57,7 @@ def draw_pictures(scores: dict[str, Tensor], batch: Batch, corpus: Corpus, views
     for name, picture in scores.items():
         if picture.ndim == 4:
             pair = batch._replace(views=(batch.views[0][:len(picture)], picture), sample_id=batch.sample_id[:len(picture)])
-            drawn.append(draw_views(pair, corpus, (views[0], views[0]), folder / f"{name}.png"))
+            drawn.append(draw_views(pair, corpus, (views[0], views[0]), folder / f"{name}.png", titles=("view 1", name)))
     return drawn
 
 

@@ -9,6 +9,7 @@ from torch.nn.parallel import DistributedDataParallel
 from dsengine.data.sample import Batch
 from dsengine.dist import World
 from dsengine.engine.optim import set_learning_rate
+from dsengine.nn.dropout import set_keys
 
 # Ranks keep their own running statistics, averaged when somebody needs them. torch 2.13 renamed the argument.
 _NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -60,6 +61,7 @@ class Step:
 
 def forward(module: nn.Module, batch: Batch, precision: str) -> dict[str, Tensor]:
     """The method's scalars for one batch, in the run's precision."""
+    set_keys(module, batch.sample_id, seed=batch.seed, step=batch.step)
     if precision == "fp64":
         batch = batch._replace(views=tuple(v.double() for v in batch.views))
     if precision != "bf16":
