@@ -1,7 +1,8 @@
 """`dsengine.noise` as tensors: the same Philox words, computed on the device of the sample ids without asking the host.
 
 A draw is a function of (seed, site, step, sample id, index), so it does not depend on batch size, rank or restart. A site is given as its
-number, `key(name)`, taken once when a file is imported: what is called in a step is traced by torch.compile.
+number, `key(name)`, taken once when a file is imported: what is called in a step is traced by torch.compile. The words themselves are an
+operator that is not: torch 2.13's Inductor makes other numbers of these products for some ids (`tests/test_methods_noise.py`).
 """
 
 import math
@@ -22,10 +23,20 @@ def key(name: str) -> int:
 
 def words(ids: Tensor, count: int, *, seed: int, site: int, step: int) -> Tensor:
     """(n, count) int64 in [0, 2**32) for ids (n,) int64 >= 0: row i are the first words of `noise.words` at ids[i]."""
+    return _words(ids, count, seed, site, step)
+
+
+@torch.library.custom_op("dsengine::noise_words", mutates_args=())
+def _words(ids: Tensor, count: int, seed: int, site: int, step: int) -> Tensor:
     blocks = torch.arange(-(-count // 4), device=ids.device)
     low, high = (part[:, None].expand(-1, len(blocks)) for part in (ids & _MASK, ids >> 32))
     counter = low, high, torch.full_like(low, step), blocks.expand(len(ids), -1)
-    return torch.stack(_philox(counter, (seed, site)), dim=-1).flatten(1)[:, :count]
+    return torch.stack(_philox(counter, (seed, site)), dim=-1).flatten(1)[:, :count].contiguous()
+
+
+@_words.register_fake
+def _(ids: Tensor, count: int, seed: int, site: int, step: int) -> Tensor:
+    return ids.new_empty(len(ids), count)
 
 
 def uniform(ids: Tensor, count: int, *, seed: int, site: int, step: int) -> Tensor:
