@@ -94,9 +94,10 @@ def make_batch(method: Method, rows: int = 8, *, size: int = 16, step: int = 3, 
         shape = {"classmap": (rows, size, size), "class": (rows,), "multilabel": (rows, classes)}[kind]
         label = torch.randint(2 if kind == "multilabel" else classes, shape[:2] if kind == "multilabel" else shape[:1], generator=g)
         label = label.float() if kind == "multilabel" else label
-        if kind == "classmap":  # one class a patch, and a corner without any
+        if kind == "classmap":  # one class a patch, and a corner without any, of another size in each
             label = label[:, None, None].repeat(1, size, size)
-            label[:, :2, :3] = -1
+            for row in range(rows):
+                label[row, :row % 7, :3] = -1
     return Batch(tuple(views), torch.arange(rows) * 7 + 2, label, seed=5, step=step)
 
 

@@ -101,6 +101,20 @@ def test_wrong_encoders_are_refused() -> None:
         dsengine.build_method("csf", encoder=Tiny(), marign=1)
 
 
+@pytest.mark.parametrize("name, settings", [("vae", {}), ("supervised", {}), ("csf", {"per_cell": True})])
+def test_a_method_of_maps_refuses_an_encoder_without_one(name: str, settings: dict) -> None:
+    method = make(name, **settings)
+    method.encoders["all"].register_forward_hook(lambda module, args, features: features._replace(dense=None))
+    with pytest.raises(UsageError, match=f"{name}.* needs an encoder that makes maps"):
+        method(make_batch(method))
+
+
+def test_scarf_refuses_images() -> None:
+    method = make("scarf")
+    with pytest.raises(UsageError, match=r"scarf takes pixels \(B, C\) or series"):
+        method(make_batch(method)._replace(views=(torch.zeros(4, 3, 8, 8),)))
+
+
 def test_a_method_without_forward_says_so() -> None:
     with pytest.raises(NotImplementedError, match="Method must define forward"):
         Method()(None)

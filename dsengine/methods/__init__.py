@@ -19,6 +19,7 @@ from dsengine.errors import UsageError
 
 if TYPE_CHECKING:
     from dsengine.data.labels import Labels
+    from dsengine.encoders import Features
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,13 @@ def complete(name: str, config: Any, labels: "Mapping[str, Labels]") -> Any:
     """`config` of the method `name` with what it leaves open filled from a corpus's `labels`; UsageError where that cannot be."""
     module = plugin.find(__name__, name)
     return module.complete(config, labels) if hasattr(module, "complete") else config
+
+
+def map_of(features: "Features", name: str) -> Tensor:
+    """The encoder's map (B, D, h, w); UsageError, naming the method, for an encoder that makes none."""
+    if features.dense is None:
+        raise UsageError(f"{name} needs an encoder that makes maps, as those of images do")
+    return features.dense
 
 
 def _named(names: tuple[str, ...]) -> str:

@@ -29,7 +29,7 @@ from dsengine.augment.params import Augment, Curriculum
 from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
 from dsengine.kernels import info_nce, triplet
-from dsengine.methods import Method
+from dsengine.methods import Method, map_of
 from dsengine.nn import noise
 from dsengine.nn.collapse import spread
 
@@ -83,7 +83,7 @@ class CSF(Method):
         (encoder,) = self.encoders.values()
         features = encoder(torch.cat(batch.views))
         # The original puts a ReLU on the map that it compares; pooled features keep the encoder's own range.
-        z = F.relu(features.dense) if self.config.per_cell else features.pooled
+        z = F.relu(map_of(features, "csf with per_cell")) if self.config.per_cell else features.pooled
         if self.config.normalize:
             z = F.normalize(z, dim=1)
         anchor, positive = z.chunk(2)

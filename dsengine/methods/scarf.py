@@ -69,6 +69,8 @@ class Scarf(Method):
 def corrupt(batch: Batch, rate: float) -> Tensor:
     """The first view (B, ...) with each cell replaced, with probability `rate`, by the same cell of a row of the global batch."""
     x = batch.views[0]
+    if x.ndim > 3:
+        raise UsageError(f"scarf takes pixels (B, C) or series (B, T, C), this corpus gives {tuple(x.shape)}; legal: a corpus of pixels or series")
     cells, every = x.flatten(1), gather_rows(x.flatten(1), batch.world.group)
     key = dict(seed=batch.seed, step=batch.step)
     replaced = noise.uniform(batch.sample_id, cells.shape[1], site=_MASK_SITE, **key) < rate

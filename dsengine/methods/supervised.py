@@ -23,7 +23,7 @@ from dsengine.augment.params import Augment
 from dsengine.data.sample import Batch, View
 from dsengine.dist import gather_rows
 from dsengine.errors import UsageError, nearest
-from dsengine.methods import Method
+from dsengine.methods import Method, map_of
 from dsengine.nn.collapse import spread
 from dsengine.nn.heads import Decoder
 
@@ -59,7 +59,7 @@ class Supervised(Method):
         (encoder,) = self.encoders.values()
         features = encoder(batch.views[0])
         if self.config.kind == "classmap":
-            logits = self.head(features.dense)
+            logits = self.head(map_of(features, "supervised with a class map"))
             if logits.shape[2:] != batch.label.shape[1:]:
                 logits = F.interpolate(logits, batch.label.shape[1:], mode="bilinear")
         else:

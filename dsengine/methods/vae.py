@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from dsengine.augment.params import Augment
 from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
-from dsengine.methods import Method
+from dsengine.methods import Method, map_of
 from dsengine.nn import noise
 from dsengine.nn.collapse import spread
 from dsengine.nn.heads import Decoder
@@ -67,7 +67,8 @@ class VAE(Method):
         (encoder,) = self.encoders.values()
         (x,) = batch.views
         features = encoder(x)
-        mean, log_variance = self.mean(features.dense), self.log_variance(features.dense).clamp(-10, 10)
+        dense = map_of(features, "vae")
+        mean, log_variance = self.mean(dense), self.log_variance(dense).clamp(-10, 10)
         drawn = self.decoder(self.widen(mean + self._noise(batch, log_variance)))
         drawn = drawn if drawn.shape == x.shape else F.interpolate(drawn, x.shape[2:], mode="bilinear")
         exact = torch.promote_types(drawn.dtype, torch.float32)
