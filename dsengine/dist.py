@@ -1,6 +1,7 @@
 """Ranks as values: a `World` is passed to whoever needs it, so nothing reads a global process group."""
 
 import os
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -8,6 +9,7 @@ import torch.distributed as torch_dist
 
 # torch 2.13 renamed it, and warns under the old name.
 _all_gather = getattr(torch_dist, "all_gather_single", None) or torch_dist.all_gather_into_tensor
+_exchange = torch_dist.batch_isend_irecv
 
 
 class World(NamedTuple):
@@ -52,6 +54,21 @@ def gather_rows(x: torch.Tensor, group: torch_dist.ProcessGroup | None) -> torch
     out = x.new_empty(group.size() * x.shape[0], *x.shape[1:])
     _all_gather(out, x.contiguous(), group=group)
     return out
+
+
+def exchange(x: torch.Tensor, num_rows: int, group: torch_dist.ProcessGroup) -> Callable[[], torch.Tensor]:
+    """Send x (B, ...), contiguous, to the next rank of the ring; calling what is returned waits for the (num_rows, ...) of the one before."""
+    rank, world = rank_in(group), group.size()
+    out = x.new_empty(num_rows, *x.shape[1:])
+    works = _exchange([torch_dist.P2POp(torch_dist.isend, x, group=group, group_peer=(rank + 1) % world),
+                       torch_dist.P2POp(torch_dist.irecv, out, group=group, group_peer=(rank - 1) % world)])
+
+    def arrived() -> torch.Tensor:
+        for work in works:
+            work.wait()
+        return out
+
+    return arrived
 
 
 def mean_over_ranks_(tensors: list[torch.Tensor], world: World) -> None:

@@ -171,8 +171,8 @@ def test_no_tensor_is_larger_than_a_tile() -> None:
     z_BVD, inv_norm = reference.normalise(torch.randn(V, B, D))
     z, inv_tau = z_BVD.transpose(0, 1), torch.tensor(10.0)
     with _Largest() as largest:
-        lse, positive = reference.forward(z, z, inv_tau, 0, True, True)
-        _, weight = reference.finish(lse, positive, "pairs")
+        lse = reference.forward(z, z, inv_tau, 0, True, True)
+        _, weight = reference.finish(lse, reference.positives(z, z, inv_tau), "pairs")
         reference.backward(z, z, weight, weight, inv_norm, inv_tau, 0, B, True, True)
     assert V * B * D <= largest.elements <= max(reference.SIDE**2, V * B * D) < V * B * B
 

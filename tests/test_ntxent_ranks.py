@@ -23,23 +23,34 @@ def _whole(loss: Tensor, inputs: list[Tensor]) -> list[Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, inputs)]
 
 
-@pytest.fixture(scope="module", params=[[5, 5], [1, 4, 2, 4]], ids=str)
+@pytest.fixture(scope="module", params=[[5, 5], [3, 3, 3, 3], [1, 4, 2, 4]], ids=str)
 def ran(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[list[int], list[dict]]:
     """Rows of each rank, and what each rank found."""
     return request.param, run_ranks("ntxent_ranks", tmp_path_factory.mktemp("ranks"), request.param)
 
 
-def test_the_mean_over_ranks_is_the_loss_and_gradient_of_one_process(ran: tuple[list[int], list[dict]]) -> None:
+@pytest.mark.parametrize("form", ["", " ring"], ids=["gathered", "ring"])
+def test_the_mean_over_ranks_is_the_loss_and_gradient_of_one_process(ran: tuple[list[int], list[dict]], form: str) -> None:
     sizes, ranks = ran
     parts = [worker.rows(sizes, rank) for rank in range(len(sizes))]
     z, tau = torch.cat([p[0] for p in parts], 1).requires_grad_(), torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
     for denominator in reference.DENOMINATORS:
         loss, grad, grad_tau = _whole(reference.nt_xent(z, tau, denominator), [z, tau])
-        assert _close(torch.stack([r[denominator][0] for r in ranks]).mean(), loss)
-        assert _close(torch.cat([r[denominator][1] for r in ranks], 1) / len(sizes), grad)
-        assert _close(torch.stack([r[denominator][2] for r in ranks]).mean(), grad_tau)
+        assert _close(torch.stack([r[denominator + form][0] for r in ranks]).mean(), loss)
+        assert _close(torch.cat([r[denominator + form][1] for r in ranks], 1) / len(sizes), grad)
+        assert _close(torch.stack([r[denominator + form][2] for r in ranks]).mean(), grad_tau)
+
+
+def test_nothing_but_unit_rows_and_their_weights_travels(ran: tuple[list[int], list[dict]]) -> None:
+    sizes, ranks = ran
     V, B, D = worker.VIEWS, max(sizes), worker.FEATURES
     assert all(r["sent"] == [8 * V * B * D, 8 * V * B * V] for r in ranks), "not z, then L per row and view"
+    for rank, found in enumerate(ranks):
+        # A rank passes on its own rows, then those of the ranks before it, but for the last, which are the next rank's own.
+        passed = [sizes[(rank - hop) % len(sizes)] for hop in range(len(sizes) - 1)]
+        rows, weights = [8 * V * n * D for n in passed], [8 * V * n * V for n in passed]
+        hops = len(rows)
+        assert found["ring sent"][:hops] == rows and sorted(found["ring sent"][hops:]) == sorted(rows + weights)
 
 
 def test_info_nce_over_ranks_is_that_of_one_process(ran: tuple[list[int], list[dict]]) -> None:
@@ -50,6 +61,8 @@ def test_info_nce_over_ranks_is_that_of_one_process(ran: tuple[list[int], list[d
     q, tau = torch.cat([p[1] for p in parts]).requires_grad_(), torch.tensor(0.2, dtype=torch.float64, requires_grad=True)
     k = torch.cat([p[2] for p in parts]).requires_grad_()
     # The keys with a positive first, as the plain form wants them.
+    if len(sizes) > 2:
+        pytest.skip("two ranks are enough")
     order = [*range(5), *range(7, 12), 5, 6, 12, 13]
     loss, grad_q, grad_k, grad_tau = _whole(reference.info_nce(q, k[order], tau), [q, k, tau])
     assert _close(torch.stack([r["info_nce"][0] for r in ranks]).mean(), loss)

@@ -14,8 +14,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from dsengine.kernels.ntxent import reference
-
 _LOG2E = tl.constexpr(1.4426950408889634)
 _LN2 = tl.constexpr(0.6931471805599453)
 _LOWEST = tl.constexpr(-1e30)  # a running maximum before any column; finite, so that lowest - lowest is 0
@@ -247,8 +245,8 @@ def normalise(u: Tensor) -> tuple[Tensor, Tensor]:
     return z_BVD, inverse
 
 
-def forward(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int, symmetric: bool, bounded: bool) -> tuple[Tensor, Tensor]:
-    """As `reference.forward`; results are fp32."""
+def forward(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int, symmetric: bool, bounded: bool) -> Tensor:
+    """As `reference.forward`; the result is fp32."""
     (U, R, D), (W, C, _) = rows.shape, cols.shape
     lse = torch.empty(U, R, W, dtype=torch.float32, device=rows.device)
     sizes = _config(D, rows.dtype, backward=False)
@@ -256,7 +254,7 @@ def forward(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int, symmetric: 
         _forward[(triton.cdiv(R, sizes["BLOCK_R"]), U * W)](
             rows, cols, inv_tau, lse, R, C, W, start, *rows.stride()[:2], *cols.stride()[:2],
             D=D, SYMMETRIC=symmetric, BOUNDED=bounded, **sizes)
-    return lse, reference.positives(rows, cols, inv_tau, start)
+    return lse
 
 
 def backward(rows: Tensor, cols: Tensor, row_weight: Tensor, col_weight: Tensor, row_scale: Tensor, inv_tau: Tensor,

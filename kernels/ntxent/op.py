@@ -1,6 +1,4 @@
-"""Public NT-Xent and InfoNCE: checks, gather across ranks, and the autograd nodes around the two passes."""
-
-from types import ModuleType
+"""Public NT-Xent and InfoNCE: checks, gather or ring across ranks, and the autograd nodes around the two passes."""
 
 import torch
 from torch import Tensor
@@ -8,52 +6,12 @@ from torch.autograd.function import FunctionCtx, once_differentiable
 from torch.distributed import ProcessGroup
 
 from dsengine.dist import gather_rows, rank_in
-from dsengine.kernels.backend import uses_triton
-from dsengine.kernels.ntxent import reference
+from dsengine.kernels.ntxent import passes, reference, ring
 from dsengine.kernels.ranks import checked_sizes, gather
 
 
-def _passes(x: Tensor) -> ModuleType:
-    """The module whose normalise, forward and backward run on x."""
-    if uses_triton(x):
-        from dsengine.kernels.ntxent import kernel
-        return kernel
-    return reference
-
-
-@torch.library.custom_op("dsengine::ntxent_normalise", mutates_args=())
-def _normalise(u: Tensor) -> tuple[Tensor, Tensor]:
-    return _passes(u).normalise(u)
-
-
-@_normalise.register_fake
-def _(u: Tensor) -> tuple[Tensor, Tensor]:
-    exact = u.dtype if u.dtype == torch.float64 else torch.float32
-    low = u.dtype if _passes(u) is not reference else exact
-    return u.new_empty(u.shape[1], u.shape[0], u.shape[2], dtype=low), u.new_empty(u.shape[:2], dtype=exact)
-
-
-@torch.library.custom_op("dsengine::ntxent_forward", mutates_args=())
-def _forward(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int, symmetric: bool, bounded: bool) -> tuple[Tensor, Tensor]:
-    return _passes(rows).forward(rows, cols, inv_tau, start, symmetric, bounded)
-
-
-@_forward.register_fake
-def _(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int, symmetric: bool, bounded: bool) -> tuple[Tensor, Tensor]:
-    shape = (*rows.shape[:2], cols.shape[0])
-    return inv_tau.new_empty(shape), inv_tau.new_empty(shape)
-
-
-@torch.library.custom_op("dsengine::ntxent_backward", mutates_args=())
-def _backward(rows: Tensor, cols: Tensor, row_weight: Tensor, col_weight: Tensor, row_scale: Tensor, inv_tau: Tensor,
-              start: int, num_positive: int, symmetric: bool, bounded: bool) -> tuple[Tensor, Tensor]:
-    return _passes(rows).backward(rows, cols, row_weight, col_weight, row_scale, inv_tau, start, num_positive, symmetric, bounded)
-
-
-@_backward.register_fake
-def _(rows: Tensor, cols: Tensor, row_weight: Tensor, col_weight: Tensor, row_scale: Tensor, inv_tau: Tensor,
-      start: int, num_positive: int, symmetric: bool, bounded: bool) -> tuple[Tensor, Tensor]:
-    return rows.new_empty(rows.shape), inv_tau.new_empty(rows.shape[:2])
+# Unit rows of the global batch beyond this are not gathered but visit in turn: half a million of 128 features in fp32.
+RING_BYTES = 1 << 28
 
 
 class _NTXent(torch.autograd.Function):
@@ -63,11 +21,12 @@ class _NTXent(torch.autograd.Function):
     def forward(ctx: FunctionCtx, z: Tensor, temperature: float | Tensor, denominator: str, sizes: tuple[int, ...],
                 group: ProcessGroup | None) -> Tensor:
         V, B, _ = z.shape
-        own, inv_norm = _normalise(z)
+        own, inv_norm = passes.normalise(z)
         cols, start = gather(own, sizes, group).transpose(0, 1), sum(sizes[:rank_in(group)])
         inv_tau, ctx.bounded = _inverse(temperature, inv_norm)
-        lse, positive = _forward(own.transpose(0, 1), cols, inv_tau, start, True, ctx.bounded)
-        total, weight = reference.finish(lse, positive, denominator)
+        rows = own.transpose(0, 1)
+        lse = passes.forward(rows, cols, inv_tau, start, True, ctx.bounded)
+        total, weight = reference.finish(lse, reference.positives(rows, rows, inv_tau), denominator)
         # Means over ranks of the losses and gradients are the global mean and its gradient.
         ctx.share = len(sizes) / (V * (V - 1) * sum(sizes))
         ctx.start, ctx.sizes, ctx.group, ctx.dtype = start, sizes, group, z.dtype
@@ -82,9 +41,35 @@ class _NTXent(torch.autograd.Function):
         B = weight.shape[1]
         col_weight = gather(weight.transpose(0, 1), ctx.sizes, ctx.group).transpose(0, 1).contiguous()
         scale = grad_loss * ctx.share * inv_tau
-        grad, along = _backward(cols[:, ctx.start:ctx.start + B], cols, weight, col_weight, inv_norm * scale, inv_tau,
+        grad, along = passes.backward(cols[:, ctx.start:ctx.start + B], cols, weight, col_weight, inv_norm * scale, inv_tau,
                                 ctx.start, B, True, ctx.bounded)
         return grad.to(ctx.dtype), _temperature_grad(ctx.like, -0.5 * scale * inv_tau * along.sum()), None, None, None
+
+
+class _NTXentRing(torch.autograd.Function):
+    """The same with own rows alone kept; the others' visit once in forward, and again with their weights in backward."""
+
+    @staticmethod
+    def forward(ctx: FunctionCtx, z: Tensor, temperature: float | Tensor, denominator: str, sizes: tuple[int, ...],
+                group: ProcessGroup) -> Tensor:
+        V = len(z)
+        own, inv_norm = passes.normalise(z)
+        rows = own.transpose(0, 1)
+        inv_tau, ctx.bounded = _inverse(temperature, inv_norm)
+        lse = ring.forward(own, inv_tau, ctx.bounded, sizes, group)
+        total, weight = reference.finish(lse, reference.positives(rows, rows, inv_tau), denominator)
+        ctx.share = len(sizes) / (V * (V - 1) * sum(sizes))
+        ctx.sizes, ctx.group, ctx.dtype, ctx.like = sizes, group, z.dtype, _like(temperature)
+        ctx.save_for_backward(own, weight, inv_norm, inv_tau)
+        return total * ctx.share
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: FunctionCtx, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+        own, weight, inv_norm, inv_tau = ctx.saved_tensors
+        scale = grad_loss * ctx.share * inv_tau
+        grad, along = ring.backward(own, weight, inv_norm * scale, inv_tau, ctx.bounded, ctx.sizes, ctx.group)
+        return grad.to(ctx.dtype), _temperature_grad(ctx.like, -0.5 * scale * inv_tau * along), None, None, None
 
 
 class _InfoNCE(torch.autograd.Function):
@@ -92,12 +77,13 @@ class _InfoNCE(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: FunctionCtx, queries: Tensor, keys: Tensor, temperature: float | Tensor, group: ProcessGroup | None) -> Tensor:
-        q, inv_norm = _normalise(queries.unsqueeze(0))
-        k, key_inv_norm = _normalise(keys.unsqueeze(0))
+        q, inv_norm = passes.normalise(queries.unsqueeze(0))
+        k, key_inv_norm = passes.normalise(keys.unsqueeze(0))
         ctx.rank, ctx.group = rank_in(group), group
         inv_tau, ctx.bounded = _inverse(temperature, inv_norm)
         all_keys = gather_rows(k, group).transpose(0, 1)
-        lse, positive = _forward(q.transpose(0, 1), all_keys, inv_tau, ctx.rank * len(k), False, ctx.bounded)
+        lse = passes.forward(q.transpose(0, 1), all_keys, inv_tau, ctx.rank * len(k), False, ctx.bounded)
+        positive = reference.positives(q.transpose(0, 1), k.transpose(0, 1), inv_tau)
         ctx.dtypes, ctx.like = (queries.dtype, keys.dtype), _like(temperature)
         ctx.save_for_backward(q.transpose(0, 1), all_keys, -lse, inv_norm, key_inv_norm, inv_tau)
         return (lse - positive).mean()
@@ -109,13 +95,13 @@ class _InfoNCE(torch.autograd.Function):
         B, K = q.shape[1], key_inv_norm.shape[1]
         scale = grad_loss * inv_tau / B
         absent = torch.full_like(keys[:, :, :1], -torch.inf, dtype=weight.dtype)
-        grad, along = _backward(q, keys, weight, absent, inv_norm * scale, inv_tau, ctx.rank * K, B, False, ctx.bounded)
+        grad, along = passes.backward(q, keys, weight, absent, inv_norm * scale, inv_tau, ctx.rank * K, B, False, ctx.bounded)
         grad_keys = None
         if ctx.needs_input_grad[1]:
             queries = gather_rows(q.transpose(0, 1), ctx.group).transpose(0, 1)
             weights = gather_rows(weight.transpose(0, 1), ctx.group).transpose(0, 1).contiguous()
             own = keys[:, ctx.rank * K:(ctx.rank + 1) * K]
-            grad_keys, _ = _backward(own, queries, absent[:, :K], weights, key_inv_norm * scale, inv_tau, ctx.rank * B, B,
+            grad_keys, _ = passes.backward(own, queries, absent[:, :K], weights, key_inv_norm * scale, inv_tau, ctx.rank * B, B,
                                      False, ctx.bounded)
             grad_keys = grad_keys[0].to(ctx.dtypes[1])
         return grad[0].to(ctx.dtypes[0]), grad_keys, _temperature_grad(ctx.like, -scale * inv_tau * along.sum()), None
@@ -132,13 +118,14 @@ def nt_xent(z: Tensor, temperature: float | Tensor = 0.1, group: ProcessGroup | 
     denominator: "pairs", the mean over pairs of views of the two-view loss, or "all", one over the rows of all views.
     sizes: B of every rank, where they differ.
     Returns the loss (), the mean over this rank's rows; gradients averaged over ranks are those of the mean over the
-    global batch (with unequal sizes a rank's loss is weighted so that this still holds). Raises ValueError naming the
-    argument.
+    global batch (with unequal sizes a rank's loss is weighted so that this still holds). Where the unit rows of the global
+    batch take more than RING_BYTES, ranks pass them round instead of gathering them. Raises ValueError naming the argument.
     """
     _check(z, temperature, denominator)
     sizes = checked_sizes("nt_xent", z.shape[1], sizes, group)
     with torch.autocast(z.device.type, enabled=False):
-        return _NTXent.apply(z, temperature, denominator, sizes, group)
+        form = _NTXentRing if len(sizes) > 1 and _gathered_bytes(z, sizes) > RING_BYTES else _NTXent
+        return form.apply(z, temperature, denominator, sizes, group)
 
 
 def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor = 0.1, group: ProcessGroup | None = None) -> Tensor:
@@ -158,6 +145,11 @@ def info_nce(queries: Tensor, keys: Tensor, temperature: float | Tensor = 0.1, g
     _check_temperature("info_nce", temperature)
     with torch.autocast(queries.device.type, enabled=False):
         return _InfoNCE.apply(queries, keys, temperature, group)
+
+
+def _gathered_bytes(z: Tensor, sizes: tuple[int, ...]) -> int:
+    """Of the unit rows of all ranks; the same number on each."""
+    return z.shape[0] * sum(sizes) * z.shape[2] * z.element_size()
 
 
 def _inverse(temperature: float | Tensor, like: Tensor) -> tuple[Tensor, bool]:

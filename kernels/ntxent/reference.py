@@ -63,12 +63,12 @@ def normalise(u: Tensor) -> tuple[Tensor, Tensor]:
     return z_BVD, inverse
 
 
-def forward(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int, symmetric: bool, bounded: bool) -> tuple[Tensor, Tensor]:
+def forward(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int, symmetric: bool, bounded: bool) -> Tensor:
     """The pass over similarities that keeps their logsumexp.
 
     rows (U, R, D), cols (W, C, D): unit rows. inv_tau (). start: the positive of row i is column start + i (of each view).
     symmetric: rows are cols[:, start:start + R], and a row is no column of its own. bounded: 1 / tau <= BOUND.
-    Returns M (U, R, W) and the similarity to the positive (U, R, W).
+    Returns M (U, R, W).
     """
     total = torch.full((len(rows), rows.shape[1], len(cols)), 0.0 if bounded else -math.inf, dtype=rows.dtype, device=rows.device)
     add, reduce = (torch.add, torch.sum) if bounded else (torch.logaddexp, torch.logsumexp)
@@ -80,13 +80,12 @@ def forward(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int, symmetric: 
         total[t.u, t.row, t.w] = add(total[t.u, t.row, t.w], reduce(s, 1))
         if t.mirrored:
             total[t.w, t.col, t.u] = add(total[t.w, t.col, t.u], reduce(s, 0))
-    return total.log_() if bounded else total, positives(rows, cols, inv_tau, start)
+    return total.log_() if bounded else total
 
 
-def positives(rows: Tensor, cols: Tensor, inv_tau: Tensor, start: int) -> Tensor:
-    """Similarities of row i to column start + i of each view (U, R, W), in the dtype of inv_tau."""
-    at = cols[:, start:start + rows.shape[1]]
-    return torch.stack([(rows * view).sum(2, dtype=inv_tau.dtype) for view in at], dim=2) * inv_tau
+def positives(rows: Tensor, cols: Tensor, inv_tau: Tensor) -> Tensor:
+    """Similarities of row i to column i of each view (U, R, W), in the dtype of inv_tau; columns from R on have no row."""
+    return torch.stack([(rows * view).sum(2, dtype=inv_tau.dtype) for view in cols[:, :rows.shape[1]]], dim=2) * inv_tau
 
 
 def backward(rows: Tensor, cols: Tensor, row_weight: Tensor, col_weight: Tensor, row_scale: Tensor, inv_tau: Tensor,

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from dsengine.kernels.ntxent import kernel, op, reference
+from dsengine.kernels.ntxent import kernel, op, passes, reference
 
 # (shape, dtype, temperature, denominator); D below and beyond one block of features, B below and beyond one block of rows.
 CASES = [((2, 1, 1), torch.float32, 0.1, "pairs"), ((2, 63, 7), torch.float32, 0.01, "pairs"),
@@ -46,11 +46,11 @@ def _own_rows() -> float:
     """Largest difference between rows 40 to 70 of the whole passes and passes over those rows alone."""
     z_BVD, inverse = kernel.normalise(torch.randn(3, 100, 20))
     z, inv_tau, own = z_BVD.transpose(0, 1), torch.tensor(10.0), slice(40, 70)
-    lse, positive = kernel.forward(z, z, inv_tau, 0, True, True)
-    _, weight = reference.finish(lse, positive, "pairs")
-    whole = *kernel.backward(z, z, weight, weight, inverse, inv_tau, 0, 100, True, True), lse, positive
-    part_lse, part_positive = kernel.forward(z[:, own], z, inv_tau, 40, True, True)
-    part = *kernel.backward(z[:, own], z, weight[:, own], weight, inverse[:, own], inv_tau, 40, 30, True, True), part_lse, part_positive
+    lse = kernel.forward(z, z, inv_tau, 0, True, True)
+    _, weight = reference.finish(lse, reference.positives(z, z, inv_tau), "pairs")
+    whole = *kernel.backward(z, z, weight, weight, inverse, inv_tau, 0, 100, True, True), lse
+    part_lse = kernel.forward(z[:, own], z, inv_tau, 40, True, True)
+    part = *kernel.backward(z[:, own], z, weight[:, own], weight, inverse[:, own], inv_tau, 40, 30, True, True), part_lse
     return max((w[:, own] - p).abs().max().item() for w, p in zip(whole, part))
 
 
@@ -80,7 +80,7 @@ def main(out: str) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     torch.use_deterministic_algorithms(True)  # which also fills every empty tensor with NaN
-    op._passes = lambda x: kernel if x.dtype != torch.float64 else reference
+    passes._passes = lambda x: kernel if x.dtype != torch.float64 else reference
     results = {f"{shape} {dtype} {float(tau):.2f} {denominator}": _nt_xent(shape, dtype, tau, denominator)
                for shape, dtype, tau, denominator in CASES}
     for dtype in (torch.float32, torch.bfloat16):

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from dsengine import dist
 from dsengine.kernels import info_nce, nt_xent
+from dsengine.kernels.ntxent import op
 
 VIEWS, FEATURES, EXTRA_KEYS = 3, 5, 2
 
@@ -23,14 +24,18 @@ def rows(sizes: list[int], rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _count(sent: list[int]) -> None:
-    """Let every gather append the bytes that this rank gives."""
-    gather = dist._all_gather
+    """Let every gather and every exchange append the bytes that this rank gives."""
+    gather, exchange = dist._all_gather, dist._exchange
+
+    def exchanged(ops: list) -> list:
+        sent.append(ops[0].tensor.numel() * ops[0].tensor.element_size())
+        return exchange(ops)
 
     def counted(out: Tensor, x: Tensor, group: object) -> None:
         sent.append(x.numel() * x.element_size())
         gather(out, x, group=group)
 
-    dist._all_gather = counted
+    dist._all_gather, dist._exchange = counted, exchanged
 
 
 def main(out: str, sizes_text: str) -> None:
@@ -45,6 +50,12 @@ def main(out: str, sizes_text: str) -> None:
         loss = nt_xent(z, tau, world.group, denominator=denominator, sizes=tuple(sizes))
         results[denominator] = [loss.detach(), *torch.autograd.grad(loss, (z, tau))]
     results["sent"], sent[:] = sent[:2], []
+    op.RING_BYTES = 0
+    for denominator in ("pairs", "all"):
+        loss = nt_xent(z, tau, world.group, denominator=denominator, sizes=tuple(sizes))
+        results[f"{denominator} ring"] = [loss.detach(), *torch.autograd.grad(loss, (z, tau))]
+    results["ring sent"], sent[:] = sent[:len(sent) // 2], []
+    sent.clear()
     if len(set(sizes)) == 1:
         loss = info_nce(queries, keys, tau, world.group)
         results["info_nce"] = [loss.detach(), *torch.autograd.grad(loss, (queries, keys, tau))]
