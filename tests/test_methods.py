@@ -109,6 +109,15 @@ def test_a_method_of_maps_refuses_an_encoder_without_one(name: str, settings: di
         method(make_batch(method))
 
 
+@pytest.mark.parametrize("name", ["byol", "simsiam", "simclr"])
+def test_a_pair_of_bands_is_drawn_from_both_sensors_and_drops_none(name: str) -> None:
+    method = make(name, Tiny(1), pair="bands")
+    assert [(view.draw_bands, len(view.bands)) for view in method.views] == [(1, 10), (1, 2)]
+    assert torch.isfinite(method(make_batch(method))["loss"])
+    with pytest.raises(UsageError, match="method.band_dropout=0.5: a view of one band"):
+        make(name, pair="bands", band_dropout=0.5)
+
+
 def test_scarf_refuses_images() -> None:
     method = make("scarf")
     with pytest.raises(UsageError, match=r"scarf takes pixels \(B, C\) or series"):

@@ -10,6 +10,7 @@ from typing import Literal
 
 from dsengine.augment.params import Augment
 from dsengine.data.sample import View
+from dsengine.errors import UsageError
 
 MS_BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")  # the ten bands of 10 and 20 m
 SAR_BANDS = ("VV", "VH")
@@ -31,15 +32,16 @@ class TwoViews:
     band_dropout: float = 0.0  # probability, for each band on its own
 
     def __post_init__(self) -> None:
-        self.views()  # checks all of them
+        if self.pair == "bands" and self.band_dropout:
+            raise UsageError(f"band_dropout={self.band_dropout}: a view of one band has none to drop; legal with pair=bands: 0")
+        self.views()  # checks the rest
 
     def views(self) -> tuple[View, View]:
         """The two views."""
-        drops = 0.0 if self.pair == "bands" else self.band_dropout
         augment = Augment(
             crop_area=self.crop_area, crop_ratio=self.crop_ratio, dihedral=self.dihedral, rotation=self.rotation, blur=self.blur,
             blur_sigma=self.blur_sigma, jitters=(self.jitters, self.jitters), jitter_strength=(self.jitter_strength,) * 2,
-            band_dropout=(drops, drops))
+            band_dropout=(self.band_dropout,) * 2)
         if self.pair == "bands":
             return View(bands=MS_BANDS, draw_bands=1, augment=augment), View(bands=SAR_BANDS, draw_bands=1, augment=augment)
         return View(augment=augment), View(augment=augment)
