@@ -44,7 +44,7 @@ def draw_views(batch: Batch, corpus: Corpus, views: tuple[View, ...], path: Path
             axes[2 * v + 1, i].imshow(_stretch(pixels[i][len(names) - 1]), cmap="gray")
             axes[0, i].set_title(f"sample {int(batch.sample_id[i])}", fontsize=8)
         title = titles[v] if titles else f"view {v + 1}"
-        axes[2 * v, 0].set_ylabel(f"{title}: {' '.join(names[b] for b in rgb)}", fontsize=8)
+        axes[2 * v, 0].set_ylabel(f"{title}: {' '.join(dict.fromkeys(names[b] for b in rgb))}", fontsize=8)
         axes[2 * v + 1, 0].set_ylabel(f"{title}: {names[-1]}", fontsize=8)
     for axis in axes.flat:
         axis.set(xticks=[], yticks=[])
