@@ -2,11 +2,14 @@
 
 Run `pytest bench/bench_kernels.py --benchmark-enable -s`. On a GPU where there is one, else on CPU with torch's threads, where the
 shapes have an eighth of the samples. Each line gives ours, the ratio to each baseline (median of pairs, 95 % interval), the bytes that
-must move and, on a GPU, their share of the bandwidth that a copy reaches in the same run. NT-Xent has bench_ntxent.py, the augmentation bench_augment.py.
+must move and, on a GPU, their share of the bandwidth that a copy reaches in the same run; multiply-adds counted twice, and what is allocated at
+most above the inputs, ours and eager (on CPU by the resident size). NT-Xent has bench_ntxent.py, the augmentation bench_augment.py.
 """
 
+import ctypes
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
@@ -37,6 +40,7 @@ class Case(NamedTuple):
     library: Callable[..., Tensor] | None
     inputs: tuple[Tensor, ...]
     num_bytes: int  # that must move, forward and backward
+    num_flops: int  # of the definition, forward and backward, nothing recomputed
     tolerance: float
 
 
@@ -58,7 +62,7 @@ def _triplet(shape: tuple[int, ...], kind: str) -> Case:
 
     return Case(lambda a, p: triplet(a, p, margin=0.5, distance=kind, shift=7)[0],
                 lambda a, p: triplet_reference.triplet(a, p, p.roll(7, 0), 0.5, kind, False), library, (anchor, positive),
-                7 * anchor.numel() * anchor.element_size(), 2e-2)
+                7 * anchor.numel() * anchor.element_size(), 20 * anchor.numel(), 2e-2)
 
 
 def _attention(shape: tuple[int, int, int, int]) -> Case:
@@ -70,7 +74,8 @@ def _attention(shape: tuple[int, int, int, int]) -> Case:
         return gamma.to(x.dtype) * F.scaled_dot_product_attention(q, k, v, scale=1.0) + x
 
     moved = 2 * (2 * q.numel() + 3 * v.numel()) + 2 * v.numel()
-    return Case(attention, attention_reference.attention, library, (q, k, v, x, gamma), moved * q.element_size(), 5e-2)
+    return Case(attention, attention_reference.attention, library, (q, k, v, x, gamma), moved * q.element_size(),
+                6 * len(q) * cells * cells * (head + value), 5e-2)
 
 
 def _norm(shape: tuple[int, int, int, int], group: int) -> Case:
@@ -84,7 +89,7 @@ def _norm(shape: tuple[int, int, int, int], group: int) -> Case:
 
     return Case(lambda x, r, w, b: batch_norm(x, w, b, group=size, residual=r, relu=True).y,
                 lambda x, r, w, b: norm_reference.batch_norm(x, w, b, group=size, eps=1e-5, residual=r, relu=True).y, library,
-                (x, residual, weight, bias), 11 * x.numel() * x.element_size(), 5e-2)
+                (x, residual, weight, bias), 11 * x.numel() * x.element_size(), 16 * x.numel(), 5e-2)
 
 
 CASES = {
@@ -100,13 +105,7 @@ CASES = {
 @pytest.mark.parametrize("name", CASES)
 def test_forward_and_backward(name: str, benchmark: Callable) -> None:
     case = CASES[name]()
-    seed = torch.randn_like(case.eager(*case.inputs))
-
-    def step(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
-        y = function(*case.inputs)
-        grads = torch.autograd.grad(y, case.inputs, seed.to(y.dtype))
-        return _waited((y.detach(), *grads))
-
+    step = _step_of(case)
     baselines = {"eager": case.eager, "compiled": torch.compile(case.eager), "library": case.library}
     ours = step(case.ours)
     for mine, other in zip(ours, step(case.eager), strict=True):
@@ -114,7 +113,20 @@ def test_forward_and_backward(name: str, benchmark: Callable) -> None:
         assert outside.float().mean() <= 1e-6  # a ReLU's input that is 0 up to rounding may fall on either side
     ratios = {label: paired_ratio(lambda: step(form), lambda: step(case.ours), pairs=PAIRS) for label, form in baselines.items()}
     benchmark.pedantic(lambda: step(case.ours), rounds=10, warmup_rounds=2)
-    _report(name, case, ratios, benchmark)
+    peaks = {label: _peak_mb(lambda: step(form)) for label, form in (("ours", case.ours), ("eager", case.eager))}
+    _report(name, case, ratios, peaks, benchmark)
+
+
+def _step_of(case: Case) -> Callable[[Callable[..., Tensor]], tuple[Tensor, ...]]:
+    """A function that runs a form forward and backward; returns its value and gradients."""
+    seed = torch.randn_like(case.eager(*case.inputs))
+
+    def step(function: Callable[..., Tensor]) -> tuple[Tensor, ...]:
+        y = function(*case.inputs)
+        grads = torch.autograd.grad(y, case.inputs, seed.to(y.dtype))
+        return _waited((y.detach(), *grads))
+
+    return step
 
 
 @pytest.mark.parametrize("shape", shapes.WARP)
@@ -144,12 +156,33 @@ def _waited(result: object) -> object:
     return result
 
 
-def _report(name: str, case: Case, ratios: dict[str, object], benchmark: Callable) -> None:
+def _report(name: str, case: Case, ratios: dict[str, object], peaks: dict[str, float], benchmark: Callable) -> None:
     benchmark.extra_info.update(device=DEVICE, dtype=str(DTYPE), bytes=case.num_bytes, **{label: str(ratio) for label, ratio in ratios.items()})
     text = ", ".join(f"{label} {ratio} x" for label, ratio in ratios.items())
+    benchmark.extra_info.update(flops=case.num_flops, **{f"peak_mb_{form}": peak for form, peak in peaks.items()})
     seconds = None if benchmark.stats is None else benchmark.stats.stats.median
     share = f", {case.num_bytes / seconds / _copy_bandwidth():.0%} of a copy's bandwidth" if seconds and DEVICE == "cuda" else ""
-    print(f"\n{name}: faster than {text}; {case.num_bytes / 2**20:.0f} MiB must move" + (f", ours {seconds * 1e3:.2f} ms{share}" if seconds else ""))
+    print(f"\n{name}: faster than {text}; {case.num_bytes / 2**20:.0f} MiB must move, "
+          f"{case.num_flops / 1e9:.2f} GFLOP, {peaks['ours']:.0f} MB above the inputs (eager {peaks['eager']:.0f})" + (f", ours {seconds * 1e3:.2f} ms{share}" if seconds else ""))
+
+
+def _peak_mb(step: Callable[[], object]) -> float:
+    """What a step allocates at most above what is there before it, 1e6 bytes; on CPU by the process's resident size."""
+    step()
+    if DEVICE == "cuda":
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        step()
+        return (torch.cuda.max_memory_allocated() - before) / 1e6
+    ctypes.CDLL(None).malloc_trim(0)
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    step()
+    return (_resident("VmHWM") - before) / 1e6
+
+
+def _resident(field: str) -> int:
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith(field)) * 1024
 
 
 @cache
