@@ -25,14 +25,19 @@ DSE_ALWAYS void mix_lanes(const T* sample, const Mix& m, int32_t channels, T* ou
   for (int32_t c = 0; c < N; ++c) store_float(out + c, sum[c]);
 }
 
+// All channels, N at a time; the last N overlap those before them and give them the same values again.
+template <int N, typename T>
+DSE_ALWAYS void mix_in_lanes(const T* in, const Mix& m, int32_t channels, T* out) {
+  for (int32_t c = 0; c + N < channels; c += N) mix_lanes<N>(in + c, m, channels, out + c);
+  mix_lanes<N>(in + channels - N, m, channels, out + channels - N);
+}
+
 template <typename T>
 DSE_ALWAYS void mix_pixel(const T* in, const Mix& m, int32_t channels, T* out) {
-  int32_t c = 0;
-  for (; c + 16 <= channels; c += 16) mix_lanes<16>(in + c, m, channels, out + c);
-  if (channels & 8) mix_lanes<8>(in + c, m, channels, out + c), c += 8;
-  if (channels & 4) mix_lanes<4>(in + c, m, channels, out + c), c += 4;
-  if (channels & 2) mix_lanes<2>(in + c, m, channels, out + c), c += 2;
-  if (channels & 1) mix_lanes<1>(in + c, m, channels, out + c);
+  if (channels >= 16) mix_in_lanes<16>(in, m, channels, out);
+  else if (channels >= 8) mix_in_lanes<8>(in, m, channels, out);
+  else if (channels >= 4) mix_in_lanes<4>(in, m, channels, out);
+  else mix_in_lanes<1>(in, m, channels, out);
 }
 
 // Output columns of a row whose four pixels all lie in the image; it is one stretch, as positions run along a line.
