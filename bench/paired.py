@@ -18,18 +18,34 @@ class Ratio(NamedTuple):
         return f"{self.median:.2f} [{self.low:.2f}, {self.high:.2f}]"
 
 
-def paired_ratio(a: Callable[[], object], b: Callable[[], object], *, pairs: int = 30) -> Ratio:
+class Times(NamedTuple):
+    """Seconds of a and of b, each (pairs,)."""
+
+    a: np.ndarray
+    b: np.ndarray
+
+    def ratio(self) -> Ratio:
+        """Time of a over time of b."""
+        ratios = self.a / self.b
+        return Ratio(float(np.median(ratios)), *_interval(ratios))
+
+
+def paired_times(a: Callable[[], object], b: Callable[[], object], *, pairs: int = 30) -> Times:
     """Time a and b in turn, `pairs` times, the first of each pair alternating; both run once before, untimed.
 
     Both must return when their work is done (synchronise the device inside).
     """
     a(), b()
-    ratios = np.empty(pairs)
+    times = Times(np.empty(pairs), np.empty(pairs))
     for pair in range(pairs):
-        first, second = (a, b) if pair % 2 == 0 else (b, a)
-        times = {first: _seconds(first), second: _seconds(second)}
-        ratios[pair] = times[a] / times[b]
-    return Ratio(float(np.median(ratios)), *_interval(ratios))
+        for which in ((0, 1), (1, 0))[pair % 2]:
+            times[which][pair] = _seconds((a, b)[which])
+    return times
+
+
+def paired_ratio(a: Callable[[], object], b: Callable[[], object], *, pairs: int = 30) -> Ratio:
+    """Time of a over time of b, by `paired_times`."""
+    return paired_times(a, b, pairs=pairs).ratio()
 
 
 def _seconds(work: Callable[[], object]) -> float:
