@@ -134,7 +134,7 @@ def test_a_build_killed_twice_continues_with_the_same_scenes_and_ends_with_the_s
 def _run_until(command: list[str], reached: Callable[[], bool]) -> None:
     """Run the command in a process of its own and SIGKILL it when `reached`."""
     with tempfile.TemporaryFile() as said, \
-            subprocess.Popen([sys.executable, "-m", "dsengine.cli", *command], stdout=subprocess.DEVNULL, stderr=said) as process:
+            subprocess.Popen([sys.executable, "-P", "-m", "dsengine.cli", *command], stdout=subprocess.DEVNULL, stderr=said) as process:
         try:
             deadline = time.monotonic() + 120
             while not reached():
