@@ -19,7 +19,7 @@ from dsengine.corpus import Corpus
 from dsengine.data import order
 from dsengine.data.labels import LabelReader
 from dsengine.data.pipeline import Patches, open_pipeline
-from dsengine.data.plan import LoadPlan, make_plan, out_channels, requests
+from dsengine.data.plan import LoadPlan, make_plan, members, out_channels, requests
 from dsengine.data.prefetch import Prefetcher
 from dsengine.data.ring import Ring
 from dsengine.data.sample import Batch, View
@@ -178,7 +178,7 @@ def make_pace(num_threads: int | None, prefetch: int, *, world: int) -> Pace:
 def produce(plan: LoadPlan, steps: Iterator[order.Step], *, pace: Pace, level: float | None) -> Iterator[Made]:
     """Batches of `steps`, made one after the other; owns the threads and slabs that make them."""
     stream = torch.cuda.Stream(plan.device) if plan.device.type == "cuda" else None
-    most = -(-plan.global_batch // plan.world)
+    most = -(-plan.global_batch // plan.world) * len({view.of for view in plan.views})
     # Batches ahead, the one being made, the consumer's, and its last one until the next is in its hands; a block a view at most.
     ring = Ring((pace.prefetch + 3) * len(plan.views)) if plan.device.type == "cpu" else None
     labels = None if plan.label is None else LabelReader(plan.corpus, plan.label)
@@ -193,24 +193,26 @@ def make(plan: LoadPlan, pipeline: Patches, step: order.Step, *, level: float | 
     ids = step.ids[order.local_slice(len(step.ids), plan.rank, plan.world)]
     with torch.cuda.stream(stream) if stream else nullcontext():
         views = read_views(plan, pipeline, ids, epoch=step.epoch, level=level, memory=memory) if len(ids) else no_views(plan)
-        label = None if labels is None else labels.read(ids, requests(plan, ids, epoch=step.epoch, level=level)[0]).to(plan.device)
-        batch = Batch(views=views, sample_id=torch.tensor(ids, device=plan.device), label=label, seed=plan.seed, step=step.step,
+        label = None if labels is None else labels.read(ids, requests(plan, members(plan, ids, epoch=step.epoch), epoch=step.epoch, level=level)[0])
+        batch = Batch(views=views, sample_id=torch.tensor(ids, device=plan.device), label=None if label is None else label.to(plan.device), seed=plan.seed, step=step.step,
                       world=World(plan.rank, plan.world))
         return Made(batch, stream.record_event() if stream else None)
 
 
 def read_views(plan: LoadPlan, pipeline: Patches, ids: np.ndarray, *, epoch: int, level: float | None,
                memory: Ring | None = None) -> tuple[Tensor, ...]:
-    """The views of samples `ids`, in order; one call of `augment` for each number of output channels."""
-    asked = requests(plan, ids, epoch=epoch, level=level)
-    widths = [out_channels(plan, k) for k in range(len(asked))]
+    """The views of samples `ids`, in order; one call of `augment` for each number of output channels and each member of a triple."""
+    of = members(plan, ids, epoch=epoch)
+    asked = requests(plan, of, epoch=epoch, level=level)
+    groups = [(view.of, out_channels(plan, k)) for k, view in enumerate(plan.views)]
     views: dict[int, Tensor] = {}
-    with pipeline.lease(ids) as raw:
+    with pipeline.lease(np.concatenate(list(of.values()))) as raw:
         sources = [x.to(plan.device) for x in raw]  # nothing to do where the pipeline ends on the device
-        for width in dict.fromkeys(widths):
-            members = [k for k, w in enumerate(widths) if w == width]
-            made = augment(sources, [asked[k] for k in members], dtype=plan.dtype, out_channels=width, memory=memory)
-            views.update(zip(members, made, strict=True))
+        parts = {kind: [x[k * len(ids):(k + 1) * len(ids)] for x in sources] for k, kind in enumerate(of)}
+        for group in dict.fromkeys(groups):
+            mine = [k for k, other in enumerate(groups) if other == group]
+            made = augment(parts[group[0]], [asked[k] for k in mine], dtype=plan.dtype, out_channels=group[1], memory=memory)
+            views.update(zip(mine, made, strict=True))
     return tuple(views[k] for k in range(len(asked)))
 
 

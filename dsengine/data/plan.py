@@ -1,6 +1,6 @@
 """What a loader was asked for, checked: every mistake of the request is found here, before a thread starts."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,6 +12,7 @@ from dsengine.augment.warp import draw_warp, window_side
 from dsengine.corpus import Contract, Corpus
 from dsengine.data.layout import ChunkLayout, chunk_layout
 from dsengine.data.sample import View, band_names, default_crop, sized
+from dsengine.data.triples import Triples
 from dsengine.errors import UsageError
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -35,6 +36,7 @@ class LoadPlan:
     dtype: torch.dtype
     pad_channels: bool
     label: str | None  # the label that comes with the views
+    triples: Triples | None  # who draws the members of a triple, where a view is of another patch
 
 
 def make_plan(corpus: Corpus, views: Sequence[View], *, global_batch: int, split: str = "train", where: str | None = None,
@@ -56,19 +58,34 @@ def make_plan(corpus: Corpus, views: Sequence[View], *, global_batch: int, split
             raise UsageError(f"size: a view of {view.size} px does not fit {corpus.path}, legal: 1 to {corpus.patch_size} px")
     if label is not None and views[0].augment.moves_pixels and label in corpus.labels and corpus.labels[label].ndim == 3:
         raise UsageError(f"label: {label} is a map, which is not resampled; legal: a first view without crop_area and rotation")
+    if label is not None and views[0].of != "itself":
+        raise UsageError(f"label: {label} belongs to the first view, which is of a {views[0].of}; legal: a first view of the sample itself")
     if dtype not in DTYPES:
         raise UsageError(f"dtype: {dtype} is not legal: {', '.join(map(str, DTYPES))}")
     return LoadPlan(
         corpus=corpus, views=views, bands=tuple(band_plan(contract, band_names(view, contract.bands), arrays) for view in views),
         layouts=tuple(chunk_layout(corpus.arrays[name], root=corpus.path) for name in arrays), rows=rows,
         global_batch=global_batch, seed=seed, rank=rank, world=world, device=_device(device), dtype=dtype,
-        pad_channels=pad_channels, label=label)
+        pad_channels=pad_channels, label=label, triples=make_triples(corpus, views, corpus.rows(split, where)))
 
 
-def requests(plan: LoadPlan, ids: np.ndarray, *, epoch: int, level: float | None) -> list[Request]:
-    """What is to happen to samples `ids` in each view; level None is the curriculum's at `epoch`."""
+def members(plan: LoadPlan, ids: np.ndarray, *, epoch: int) -> dict[str, np.ndarray]:
+    """Whose patches the views of samples `ids` (B,) show: (B,) rows of the corpus for each kind that a view asks for."""
+    found = {}
+    for kind in dict.fromkeys(view.of for view in plan.views):
+        if kind == "itself":
+            found[kind] = ids
+        else:
+            draw_of = plan.triples.neighbours if kind == "neighbour" else plan.triples.distant
+            found[kind] = draw_of(ids, seed=plan.seed, epoch=epoch)
+    return found
+
+
+def requests(plan: LoadPlan, of: Mapping[str, np.ndarray], *, epoch: int, level: float | None) -> list[Request]:
+    """What is to happen to the patches `of` (`members`) in each view; level None is the curriculum's at `epoch`."""
     found = []
     for k, (view, bands) in enumerate(zip(plan.views, plan.bands, strict=True)):
+        ids = of[view.of]
         strength = view.augment.curriculum.level(epoch) if level is None else level
         window = window_side(view.augment, size=view.size, patch_size=plan.corpus.patch_size)
         key = dict(view=k, seed=plan.seed, epoch=epoch, ids=ids)
@@ -83,6 +100,16 @@ def out_channels(plan: LoadPlan, k: int) -> int:
     """Channels that view number `k` is made with, with the padding asked for; of one whose bands are drawn, all it is drawn from."""
     count = len(plan.bands[k].names)
     return -(-count // PAD) * PAD if plan.pad_channels and plan.views[k].draw_bands is None else count
+
+
+def make_triples(corpus: Corpus, views: Sequence[View], rows: np.ndarray) -> Triples | None:
+    """Who draws members among `rows`, None where no view is of another patch. Raises UsageError."""
+    if all(view.of == "itself" for view in views):
+        return None
+    scales = {view.scale_km for view in views if view.of == "neighbour"} or {View.scale_km}
+    if len(scales) > 1:
+        raise UsageError(f"scale_km: views have {', '.join(map(str, sorted(scales)))}; legal: one for all")
+    return Triples(corpus, rows, scale_km=scales.pop())
 
 
 def _arrays(contract: Contract, views: tuple[View, ...]) -> tuple[str, ...]:

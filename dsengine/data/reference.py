@@ -12,7 +12,7 @@ from dsengine.augment.apply import Request
 from dsengine.augment.reference import augment_reference
 from dsengine.corpus import Corpus
 from dsengine.data.order import batch_ids, steps_per_epoch
-from dsengine.data.plan import make_plan, requests
+from dsengine.data.plan import make_plan, members, requests
 from dsengine.data.sample import Batch, View
 from dsengine.dist import World
 
@@ -43,6 +43,9 @@ class ReferenceLoader:
         epoch, ids = batch_ids(plan.rows, seed=plan.seed, step=step, global_batch=plan.global_batch)
         share = plan.global_batch // plan.world
         mine = ids[plan.rank * share:(plan.rank + 1) * share]
-        sources = [torch.from_numpy(plan.corpus.arrays[layout.name].oindex[mine]) for layout in plan.layouts]
-        views = self._augmenter(sources, requests(plan, mine, epoch=epoch, level=self._level))
-        return Batch(views=views, sample_id=torch.tensor(mine), seed=plan.seed, step=step, world=World(plan.rank, plan.world))
+        of = members(plan, mine, epoch=epoch)
+        views = []
+        for view, request in zip(plan.views, requests(plan, of, epoch=epoch, level=self._level), strict=True):
+            sources = [torch.from_numpy(plan.corpus.arrays[layout.name].oindex[of[view.of]]) for layout in plan.layouts]
+            views += self._augmenter(sources, [request])
+        return Batch(views=tuple(views), sample_id=torch.tensor(mine), seed=plan.seed, step=step, world=World(plan.rank, plan.world))

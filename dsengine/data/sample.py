@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from torch import Tensor
 
@@ -14,19 +14,26 @@ if TYPE_CHECKING:
     from dsengine.corpus import Band
 
 
+MEMBERS = ("itself", "neighbour", "distant")
+
+
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One crop of the sample, as a method wants it. Views of one sample share the crop's base offset."""
+    """One crop of the sample, as a method wants it. Views of one patch share the crop's base offset."""
 
     size: int | None = None  # side of the crop, pixels of the finest ground resolution; None is the run's data.size
     bands: tuple[str, ...] | None = None  # names in corpus order; None is every band, S2 then S1
     sensor: str | None = None  # the bands of this sensor alone; None: of all
     draw_bands: int | None = None  # as many of these bands, drawn anew for each sample; None: all of them
+    of: Literal["itself", "neighbour", "distant"] = "itself"  # whose patch: the sample's, or one drawn near or far from it (data.triples)
+    scale_km: float = 18.2  # of the neighbour's distance: p ~ exp(-km / scale_km)
     augment: Augment = Augment()
 
     def __post_init__(self) -> None:
         if self.bands is not None and self.sensor is not None:
             raise UsageError(f"view: sensor={self.sensor!r} and bands={self.bands}: give one of them")
+        if self.of not in MEMBERS:
+            raise UsageError(f"view: of={self.of!r} is not legal: {', '.join(MEMBERS)}")
         if self.draw_bands is not None and (self.draw_bands < 1 or max(self.augment.band_dropout) > 0):
             raise UsageError(f"view: draw_bands={self.draw_bands} is not legal: 1 or more, and with no band_dropout beside it")
 

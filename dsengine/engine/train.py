@@ -16,6 +16,7 @@ from dsengine.config import RunConfig
 from dsengine.corpus import Band, Corpus, open_corpus
 from dsengine.data import order
 from dsengine.data.loader import FixedViews, Loader
+from dsengine.data.plan import make_triples
 from dsengine.data.sample import band_numbers, num_channels, sized
 from dsengine.dist import World, mean_over_ranks_
 from dsengine.encoders import build_encoder
@@ -55,7 +56,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     with ExitStack() as stack:
         loader = stack.enter_context(Loader(corpus, views, setting.batch_size, rank=world.rank, world=world.size,
                                             prefetch=config.data.prefetch, **common))
-        heldout = _heldout(corpus, views, setting.heldout_samples, common)
+        heldout_split = _heldout_split(corpus, views, config.data.where)
+        heldout = _heldout(corpus, views, setting.heldout_samples, common, split=heldout_split)
         if heldout is not None:
             stack.enter_context(heldout)
         if saved is not None:
@@ -64,7 +66,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         log = stack.enter_context(RunLog(run, total=total, start=start) if world.rank == 0 else SilentLog())
         if heldout is None:
             log.say("no held-out loss: that takes 2 patches")
-        elif _num_places(corpus, "val", config.data.where) < 2:
+        elif heldout_split == "all":
             log.say("held-out loss: fixed views of all splits, because the val split lies in fewer than 2 places")
         if held_back := int((corpus.index.quarantine != 0).sum()):
             log.say(f"patches in quarantine, left out: {held_back}")
@@ -140,13 +142,20 @@ def _described(config: RunConfig, corpus: Corpus) -> dict[str, dict]:
             for key, view in inputs(config.method, config.method_config).items()}
 
 
-def _heldout(corpus: Corpus, views: tuple, most: int, common: dict) -> FixedViews | None:
-    """One repeatable pass over views that training never sees, or None where there are not two samples to compare.
+def _heldout_split(corpus: Corpus, views: tuple, where: str | None) -> str:
+    """The val split. Where that is one place only, telling it from itself would measure nothing, and the fixed views are of all
+    splits: unseen views, but of places that training sees. For triples places are as far apart as their neighbour table reaches."""
+    if _num_places(corpus, "val", where) < 2:
+        return "all"
+    try:
+        make_triples(corpus, views, corpus.rows("val", where))
+    except UsageError:
+        return "all"
+    return "val"
 
-    They are views of the val split. Where that is one place only, telling it from itself would measure nothing, and the
-    fixed views are of all splits: unseen views, but of places that training sees.
-    """
-    split = "val" if _num_places(corpus, "val", common["where"]) > 1 else "all"
+
+def _heldout(corpus: Corpus, views: tuple, most: int, common: dict, *, split: str) -> FixedViews | None:
+    """One repeatable pass over views that training never sees, or None where there are not two samples to compare."""
     rows = min(len(corpus.rows(split, common["where"])), most)
     if rows < 2:
         return None
