@@ -103,7 +103,8 @@ class Loader:
     def state_dict(self) -> dict[str, int]:
         """Where the next batch starts, and what must be equal for it to be the same batch."""
         return {"step": self._step, "seed": self._plan.seed, "batch_size": self._plan.global_batch,
-                "num_rows": len(self._plan.rows), "rows_crc": zlib.crc32(self._plan.rows.tobytes())}
+                "num_rows": len(self._plan.rows), "rows_crc": zlib.crc32(self._plan.rows.tobytes()),
+                **({} if self._plan.triples is None else {"table_crc": self._plan.triples.crc})}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continue from `state`; only "step" is required. UsageError where another loader would give other batches."""
@@ -193,8 +194,10 @@ def make(plan: LoadPlan, pipeline: Patches, step: order.Step, *, level: float | 
     ids = step.ids[order.local_slice(len(step.ids), plan.rank, plan.world)]
     with torch.cuda.stream(stream) if stream else nullcontext():
         views = read_views(plan, pipeline, ids, epoch=step.epoch, level=level, memory=memory) if len(ids) else no_views(plan)
-        label = None if labels is None else labels.read(ids, requests(plan, members(plan, ids, epoch=step.epoch), epoch=step.epoch, level=level)[0])
-        batch = Batch(views=views, sample_id=torch.tensor(ids, device=plan.device), label=None if label is None else label.to(plan.device), seed=plan.seed, step=step.step,
+        label = None
+        if labels is not None:
+            label = labels.read(ids, requests(plan, members(plan, ids, epoch=step.epoch), epoch=step.epoch, level=level)[0]).to(plan.device)
+        batch = Batch(views=views, sample_id=torch.tensor(ids, device=plan.device), label=label, seed=plan.seed, step=step.step,
                       world=World(plan.rank, plan.world))
         return Made(batch, stream.record_event() if stream else None)
 

@@ -5,9 +5,11 @@
 
 Source: the first paper (DeepSentinel), section 4.2; its text and code take softmax(+ distance in km) without a scale, which is almost always
 the farthest neighbour (`scale_km` -1 here). Only patches of the split that is read take part. An anchor whose table is
-empty is its own neighbour: of all places it is the nearest; the two views then differ by flips and turns alone.
+empty is its own neighbour: of all places it is the nearest; the two views then differ by flips and turns alone, where there are any.
+A patch that the table leaves out, by its condition or for want of a place, counts as far from all.
 """
 
+import zlib
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,6 +32,7 @@ class Triples:
         if scale_km == 0 or not np.isfinite(scale_km):
             raise UsageError(f"scale_km={scale_km}: must be finite and not 0")
         indptr, indices, km = corpus.neighbours.load()
+        self.crc = zlib.crc32(km.tobytes(), zlib.crc32(indices.tobytes(), zlib.crc32(indptr.tobytes())))  # another table means other triples
         self._rows = rows
         position = np.full(len(corpus), -1, dtype=np.int64)
         position[rows] = np.arange(len(rows))

@@ -67,7 +67,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         if heldout is None:
             log.say("no held-out loss: that takes 2 patches")
         elif heldout_split == "all":
-            log.say("held-out loss: fixed views of all splits, because the val split lies in fewer than 2 places")
+            log.say("held-out loss: fixed views of all splits, because the val split lies in fewer than 2 places, or all of it in one neighbourhood")
         if held_back := int((corpus.index.quarantine != 0).sum()):
             log.say(f"patches in quarantine, left out: {held_back}")
         for sentence in passed_over:
