@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 import dsengine
 from dsengine import plugin
@@ -21,6 +22,44 @@ def test_trainable_parameters_and_shapes_are_the_papers(name: str) -> None:
     assert features.dense.shape == (2, 512, 8, 8)
     assert features.pooled.shape == (2, 512) == (2, encoder.dim)
     assert torch.allclose(features.pooled, features.dense.mean((2, 3)), atol=1e-6)
+
+
+@pytest.mark.parametrize("channels, total", [(14, 23_508_032 + 11 * 64 * 49), (3, 23_508_032), (1, 23_508_032 - 2 * 64 * 49)])
+def test_resnet50_has_torchvisions_parameters_but_for_the_classifier_and_the_bands(channels: int, total: int) -> None:
+    encoder = dsengine.build_encoder("resnet50", in_channels=channels)
+    assert sum(p.numel() for p in encoder.parameters()) == total
+    features = encoder(torch.randn(2, channels, 64, 64))
+    assert features.dense.shape == (2, 2048, 2, 2) and features.pooled.shape == (2, 2048) == (2, encoder.dim)
+    assert dsengine.build_encoder("resnet50", in_channels=1, stem="paper")(torch.randn(2, 1, 64, 64)).dense.shape == (2, 2048, 4, 4)
+
+
+def test_resnet50_is_bottlenecks_written_out() -> None:
+    """The definition with torch's own operators from the state dict alone, as torchvision's key names say."""
+    encoder = dsengine.build_encoder("resnet50", in_channels=3).double().eval()
+    w = encoder.state_dict()
+
+    def norm(x: torch.Tensor, key: str) -> torch.Tensor:
+        return F.batch_norm(x, w[f"{key}.running_mean"], w[f"{key}.running_var"], w[f"{key}.weight"], w[f"{key}.bias"])
+
+    x = image = torch.randn(1, 3, 64, 64, dtype=torch.float64)
+    x = F.max_pool2d(norm(F.conv2d(x, w["conv1.weight"], stride=2, padding=3), "bn1").relu(), 3, 2, 1)
+    for layer, blocks, stride in ((1, 3, 1), (2, 4, 2), (3, 6, 2), (4, 3, 2)):
+        for block in range(blocks):
+            key, step = f"layer{layer}.{block}", stride if block == 0 else 1
+            y = norm(F.conv2d(x, w[f"{key}.conv1.weight"]), f"{key}.bn1").relu()
+            y = norm(F.conv2d(y, w[f"{key}.conv2.weight"], stride=step, padding=1), f"{key}.bn2").relu()
+            y = norm(F.conv2d(y, w[f"{key}.conv3.weight"]), f"{key}.bn3")
+            if block == 0:
+                x = norm(F.conv2d(x, w[f"{key}.downsample.0.weight"], stride=step), f"{key}.downsample.1")
+            x = (x + y).relu()
+    torch.testing.assert_close(encoder(image).dense, x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_the_imagenet_stem_halves_maps_and_adds_no_parameter(name: str) -> None:
+    encoder = dsengine.build_encoder(name, stem="imagenet")
+    assert sum(p.numel() for p in encoder.parameters()) == TOTALS[name]
+    assert encoder(torch.randn(2, 14, 64, 64)).dense.shape == (2, 512, 2, 2)
 
 
 @pytest.mark.parametrize("name, blocks", [("resnet18", 18), ("resnet34", 34), ("resnet18_attn", 18)])
@@ -65,7 +104,7 @@ def test_every_encoder_meets_the_contract(name: str) -> None:
 
 
 def test_unknown_names_and_settings_list_the_legal_ones() -> None:
-    with pytest.raises(UsageError, match="encoder 'resnet81' is unknown; did you mean resnet18.*legal: resnet18, resnet18_attn, resnet34"):
+    with pytest.raises(UsageError, match="encoder 'resnet81' is unknown; did you mean resnet18.*legal: resnet18, resnet18_attn, resnet34, resnet50"):
         dsengine.build_encoder("resnet81")
-    with pytest.raises(UsageError, match="encoder.depth is not a setting; there are none"):
+    with pytest.raises(UsageError, match="encoder.depth is not a setting.*stem"):
         dsengine.build_encoder("resnet18", depth=3)

@@ -21,7 +21,7 @@ def trained(name: str) -> nn.Module:
     return encoder
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet18_attn", "resnet34"])
+@pytest.mark.parametrize("name", ["resnet18", "resnet18_attn", "resnet34", "resnet50"])
 def test_a_folded_encoder_gives_the_features_of_the_encoder(name: str) -> None:
     encoder = trained(name)
     before = {key: value.clone() for key, value in encoder.state_dict().items()}

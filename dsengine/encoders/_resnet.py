@@ -1,9 +1,13 @@
-"""The ResNet trunk of the first paper: torchvision's basic blocks and key names, no max-pool, no classifier.
+"""The ResNet trunks of the papers: torchvision's blocks and key names, no classifier.
 
-14 x 128 x 128 -> 512 x 8 x 8: a stride-2 stem, then strides 1, 2, 2, 2. Optional SAGAN blocks after layer3 and layer4.
+Stem `paper`, 14 x 128 x 128 -> 512 x 8 x 8: a stride-2 convolution, then strides 1, 2, 2, 2. Stem `imagenet` has the max-pool of
+stride 2 behind the convolution, so maps have half the side. Optional SAGAN blocks after layer3 and layer4.
 """
 
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsengine.encoders import Features
@@ -29,28 +33,50 @@ class BasicBlock(nn.Module):
         return self.bn2(self.conv2(y), x if self.downsample is None else self.downsample(x), relu=True)
 
 
-class ResNet(nn.Module):
-    """(B, in_channels, H, W) -> Features((B, 512), (B, 512, H/16, W/16))."""
+class Bottleneck(nn.Module):
+    """1x1, 3x3 (which strides) and 1x1 to four times the channels, with a residual. He et al., fig. 5; the stride as in torchvision."""
 
-    dim = 512
-
-    def __init__(self, blocks: tuple[int, int, int, int], in_channels: int, attention: bool = False) -> None:
+    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
         super().__init__()
-        self.in_channels = in_channels
+        wide = 4 * channels
+        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
+        self.bn1 = Norm(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, stride, 1, bias=False)
+        self.bn2 = Norm(channels)
+        self.conv3 = nn.Conv2d(channels, wide, 1, bias=False)
+        self.bn3 = Norm(wide)
+        self.downsample = None
+        if stride != 1 or in_channels != wide:
+            self.downsample = nn.Sequential(nn.Conv2d(in_channels, wide, 1, stride, bias=False), Norm(wide))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.bn1(self.conv1(x), relu=True)), relu=True)
+        return self.bn3(self.conv3(y), x if self.downsample is None else self.downsample(x), relu=True)
+
+
+class ResNet(nn.Module):
+    """(B, in_channels, H, W) -> Features((B, D), (B, D, H/16, W/16)), H/32 with the stem `imagenet`; D is 512, 2048 with bottlenecks."""
+
+    def __init__(self, blocks: tuple[int, int, int, int], in_channels: int, attention: bool = False, *,
+                 bottleneck: bool = False, stem: Literal["paper", "imagenet"] = "paper") -> None:
+        super().__init__()
+        block, growth = (Bottleneck, 4) if bottleneck else (BasicBlock, 1)
+        self.in_channels, self.dim, self.pools = in_channels, 512 * growth, stem == "imagenet"
         self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
         self.bn1 = Norm(64)
-        self.layer1 = _layer(64, 64, blocks[0], stride=1)
-        self.layer2 = _layer(64, 128, blocks[1], stride=2)
-        self.layer3 = _layer(128, 256, blocks[2], stride=2)
-        self.layer4 = _layer(256, 512, blocks[3], stride=2)
-        self.attention3 = SelfAttention(256) if attention else nn.Identity()
-        self.attention4 = SelfAttention(512) if attention else nn.Identity()
+        self.layer1 = _layer(block, 64, 64, blocks[0], stride=1)
+        self.layer2 = _layer(block, 64 * growth, 128, blocks[1], stride=2)
+        self.layer3 = _layer(block, 128 * growth, 256, blocks[2], stride=2)
+        self.layer4 = _layer(block, 256 * growth, 512, blocks[3], stride=2)
+        self.attention3 = SelfAttention(256 * growth) if attention else nn.Identity()
+        self.attention4 = SelfAttention(512 * growth) if attention else nn.Identity()
         for layer in self.modules():
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Features:
         x = self.bn1(self.conv1(x), relu=True)
+        x = F.max_pool2d(x, 3, 2, 1) if self.pools else x
         x = self.layer2(self.layer1(x))
         x = self.attention3(self.layer3(x))
         dense = self.attention4(self.layer4(x))
@@ -58,6 +84,6 @@ class ResNet(nn.Module):
         return Features(dense.mean((2, 3), dtype=torch.promote_types(dense.dtype, torch.float32)), dense)
 
 
-def _layer(in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
-    first = BasicBlock(in_channels, channels, stride)
-    return nn.Sequential(first, *(BasicBlock(channels, channels, 1) for _ in range(blocks - 1)))
+def _layer(block: type[nn.Module], in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
+    first = block(in_channels, channels, stride)
+    return nn.Sequential(first, *(block(channels * (4 if block is Bottleneck else 1), channels, 1) for _ in range(blocks - 1)))

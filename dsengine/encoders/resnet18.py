@@ -1,6 +1,7 @@
 """ResNet18 of the first paper (Table 5): 11,211,008 parameters at 14 bands."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -9,9 +10,11 @@ from dsengine.encoders._resnet import ResNet
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """No settings: the shape is the paper's."""
+    """The shape is the paper's; `imagenet` adds the max-pool that public weights were trained with."""
+
+    stem: Literal["paper", "imagenet"] = "paper"
 
 
 def build(config: Config, in_channels: int) -> nn.Module:
     """A fresh encoder for (B, in_channels, H, W); pooled features have 512 entries."""
-    return ResNet((2, 2, 2, 2), in_channels)
+    return ResNet((2, 2, 2, 2), in_channels, stem=config.stem)

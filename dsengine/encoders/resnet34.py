@@ -1,6 +1,7 @@
 """ResNet34 of the first paper (Table 6): 21,319,168 parameters at 14 bands."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from torch import nn
 
@@ -9,9 +10,11 @@ from dsengine.encoders._resnet import ResNet
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """No settings: the shape is the paper's."""
+    """The shape is the paper's; `imagenet` adds the max-pool that public weights were trained with."""
+
+    stem: Literal["paper", "imagenet"] = "paper"
 
 
 def build(config: Config, in_channels: int) -> nn.Module:
     """A fresh encoder for (B, in_channels, H, W); pooled features have 512 entries."""
-    return ResNet((3, 4, 6, 3), in_channels)
+    return ResNet((3, 4, 6, 3), in_channels, stem=config.stem)

@@ -1,0 +1,20 @@
+"""ResNet50 of the third paper, one band or several: 23,542,528 parameters at 14 bands, 23,501,760 at one."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from dsengine.encoders._resnet import ResNet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """torchvision's shape; `paper` leaves out the max-pool, as the first paper's ResNets do."""
+
+    stem: Literal["paper", "imagenet"] = "imagenet"
+
+
+def build(config: Config, in_channels: int) -> nn.Module:
+    """A fresh encoder for (B, in_channels, H, W); pooled features have 2048 entries."""
+    return ResNet((3, 4, 6, 3), in_channels, bottleneck=True, stem=config.stem)
