@@ -2,6 +2,7 @@
 
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -88,6 +89,32 @@ def test_only_patches_of_the_split_take_part_and_one_without_neighbours_is_its_o
         np.testing.assert_array_equal(near[~has], rows[~has])
         alone += int((~has).sum())
     assert alone and has.any()
+
+
+@pytest.mark.parametrize("num", [5, 17, 40])
+def test_every_legal_partner_is_drawn_and_no_other(num: int) -> None:
+    """Points on a line, a subset of which takes part."""
+    rng = np.random.default_rng(num)
+    x = rng.uniform(0, 100, num)
+    apart = np.abs(x[:, None] - x)
+    near = (apart < 12) & ~np.eye(num, dtype=bool)
+    indices = np.concatenate([np.flatnonzero(row)[::-1] for row in near]).astype(np.int32)  # in no order of distance
+    table = np.r_[0, np.cumsum(near.sum(1))], indices, apart[np.repeat(np.arange(num), near.sum(1)), indices].astype(np.float32)
+
+    class Line:
+        neighbours = SimpleNamespace(load=lambda: table, radius_km=12.0)
+        index, path = SimpleNamespace(id=np.arange(num)), "line"
+
+        def __len__(self) -> int:
+            return num
+
+    rows = np.sort(rng.choice(num, max(4, 2 * num // 3), replace=False))
+    triples = Triples(Line(), rows, scale_km=5.0)
+    drawn = [np.stack([draw(rows, seed=1, epoch=epoch) for epoch in range(600)], axis=1) for draw in (triples.neighbours, triples.distant)]
+    for k, anchor in enumerate(rows):
+        beside = set(np.flatnonzero(near[anchor])) & set(rows)
+        assert set(drawn[0][k]) == (beside or {anchor})
+        assert set(drawn[1][k]) == set(rows) - beside - {anchor}
 
 
 def test_a_draw_depends_on_seed_epoch_and_anchor_alone(corpus: Corpus) -> None:

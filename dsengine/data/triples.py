@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 class Triples:
-    """Draws neighbours and distant patches among `rows`. Keeps 16 bytes for each pair of them that the table has.
+    """Draws neighbours and distant patches among `rows`. Keeps 20 bytes for each pair of them that the table has.
 
     rows: (N,) int64 ascending, the patches that take part. scale_km: of the exponential; negative prefers the far end of the table.
     Raises UsageError without a table, for a scale of 0, or when some anchor has no distant patch.
@@ -33,40 +33,46 @@ class Triples:
             raise UsageError(f"scale_km={scale_km}: must be finite and not 0")
         indptr, indices, km = corpus.neighbours.load()
         self.crc = zlib.crc32(km.tobytes(), zlib.crc32(indices.tobytes(), zlib.crc32(indptr.tobytes())))  # another table means other triples
-        self._rows = rows
-        position = np.full(len(corpus), -1, dtype=np.int64)
-        position[rows] = np.arange(len(rows))
-        owner, other = np.repeat(position, np.diff(indptr)), position[indices]
+        self._rows, self._position = rows, np.full(len(corpus), -1, dtype=np.int64)
+        self._position[rows] = np.arange(len(rows))
+        owner, other = np.repeat(self._position, np.diff(indptr)), self._position[indices]
         both = (owner >= 0) & (other >= 0)
-        self._others = other[both]
-        counts = np.bincount(owner[both], minlength=len(rows))
-        self._start = np.concatenate([[0], np.cumsum(counts)])
-        self._upto = np.cumsum(_shares(km[both].astype(np.float64), counts, scale_km))  # an anchor's entries add up to 1
-        self._position = position
-        if len(rows) and counts.max(initial=0) + 1 >= len(rows):
-            crowded = corpus.index.id[rows[int(counts.argmax())]]
-            raise UsageError(f"corpus: no patch is farther from patch {crowded} than the {corpus.neighbours.radius_km:g} km of its neighbour table; "
-                             f"a triple needs one: legal: more places, or `dsengine corpus neighbours {corpus.path} --radius-km` with less")
+        self._runs(owner[both], other[both], km[both].astype(np.float64), scale_km)
+        most = int(np.diff(self._start).argmax()) if len(rows) else 0
+        if len(rows) and self._start[most + 1] - self._start[most] >= len(rows):
+            raise UsageError(f"corpus: no patch is farther from patch {corpus.index.id[rows[most]]} than the {corpus.neighbours.radius_km:g} km of its "
+                             f"neighbour table; a triple needs one: legal: more places, or `dsengine corpus neighbours {corpus.path} --radius-km` with less")
+
+    def _runs(self, owner: np.ndarray, other: np.ndarray, km: np.ndarray, scale_km: float) -> None:
+        """A run for each anchor: its entries and itself, ascending. It is drawn itself only where it is alone."""
+        num = len(self._rows)
+        itself = np.arange(num)
+        counts = np.bincount(owner, minlength=num)
+        shares = np.concatenate([_shares(km, counts, scale_km), counts == 0])
+        owner, other = np.concatenate([owner, itself]), np.concatenate([other, itself])
+        order = np.lexsort((other, owner))
+        self._start = np.concatenate([[0], np.cumsum(counts + 1)])
+        self._others, self._upto = other[order].astype(np.int32), np.cumsum(shares[order])
+        # Below entry j of a run lie other[j] - j patches that are not in it; with the anchor's number in front all runs are one ascending sequence.
+        self._outside = owner[order] * num + other[order] - (np.arange(len(order)) - self._start[owner[order]])
 
     def neighbours(self, ids: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
         """(B,) rows of the corpus, one for each anchor `ids` (B,)."""
         at = self._position[ids]
-        lo, hi = self._start[at], self._start[at + 1]
+        lo, hi = self._start[at], self._start[at + 1] - 1
         u = noise.uniform(seed=seed, site="triples.neighbour", step=epoch, ids=ids, count=1)[:, 0]
-        below = np.where(lo > 0, self._upto[np.maximum(lo, 1) - 1], 0.0) if len(self._upto) else np.zeros(len(ids))
-        found = np.clip(np.searchsorted(self._upto, below + u, side="right"), lo, np.maximum(hi - 1, lo))
-        alone = hi == lo
-        chosen = np.where(alone, at, self._others[np.where(alone, 0, found)] if len(self._others) else at)
-        return self._rows[chosen]
+        below = np.where(lo > 0, self._upto[np.maximum(lo, 1) - 1], 0.0)
+        # A sum that rounding has left short of 1 must end neither in the next run nor on the anchor.
+        last = hi - ((self._others[hi] == at) & (hi > lo))
+        return self._rows[self._others[np.clip(np.searchsorted(self._upto, below + u, side="right"), lo, last)]]
 
     def distant(self, ids: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
         """(B,) rows of the corpus, one for each anchor `ids` (B,)."""
         bits = noise.words(seed=seed, site="triples.distant", step=epoch, ids=ids, blocks=np.zeros(1))[:, 0, 0]
-        at = self._position[ids]
-        near = np.diff(self._start)[at] + 1  # and the anchor
-        rank = noise.to_range(bits, len(self._rows) - near)
-        chosen = [_nth_outside(np.sort(np.append(self._others[self._start[p]:self._start[p + 1]], p)), k) for p, k in zip(at, rank)]
-        return self._rows[np.array(chosen, dtype=np.int64)]
+        at, num = self._position[ids], len(self._rows)
+        start, stop = self._start[at], self._start[at + 1]
+        rank = noise.to_range(bits, num - (stop - start))
+        return self._rows[rank + np.searchsorted(self._outside, at * num + rank, side="right") - start]
 
 
 def _shares(km: np.ndarray, counts: np.ndarray, scale_km: float) -> np.ndarray:
@@ -78,8 +84,3 @@ def _shares(km: np.ndarray, counts: np.ndarray, scale_km: float) -> np.ndarray:
     exponent = -km / scale_km
     weights = np.exp(exponent - np.repeat(np.maximum.reduceat(exponent, starts), runs))
     return weights / np.repeat(np.add.reduceat(weights, starts), runs)
-
-
-def _nth_outside(taken: np.ndarray, n: int) -> int:
-    """Number `n`, from 0, of the whole numbers that are not in `taken` (ascending, no number twice)."""
-    return int(n + np.searchsorted(taken - np.arange(len(taken)), n, side="right"))
