@@ -46,7 +46,8 @@ def make_plan(corpus: Corpus, views: Sequence[View], *, global_batch: int, split
     contract = corpus.contract()
     views = sized(tuple(views), default_crop(corpus.patch_size))
     arrays = _arrays(contract, views)
-    rows = _spread(corpus.rows(split, where), limit)
+    every = corpus.rows(split, where)
+    rows = _spread(every, limit)
     if not len(rows):
         met = "" if where is None else f" with {where}"
         raise UsageError(f"split: {split!r} of {corpus.path} has no patches{met}; legal: a split that has some")
@@ -66,7 +67,7 @@ def make_plan(corpus: Corpus, views: Sequence[View], *, global_batch: int, split
         corpus=corpus, views=views, bands=tuple(band_plan(contract, band_names(view, contract.bands), arrays) for view in views),
         layouts=tuple(chunk_layout(corpus.arrays[name], root=corpus.path) for name in arrays), rows=rows,
         global_batch=global_batch, seed=seed, rank=rank, world=world, device=_device(device), dtype=dtype,
-        pad_channels=pad_channels, label=label, triples=make_triples(corpus, views, corpus.rows(split, where)))
+        pad_channels=pad_channels, label=label, triples=make_triples(corpus, views, every))
 
 
 def members(plan: LoadPlan, ids: np.ndarray, *, epoch: int) -> dict[str, np.ndarray]:
