@@ -76,6 +76,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of this machine to use (default all; 0 is CPU)")
     parser.add_argument("--procs", type=int, metavar="N", help="ranks on CPU (default 1)")
+    parser.add_argument("--resident", metavar="WHERE", help="keep decoded patches in memory: auto, gpu, ram or none (default auto)")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the train split (default 20)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="global batch over all ranks")
     parser.add_argument("--seed", type=int, metavar="N", help="of everything that is drawn (default 0)")
@@ -86,7 +87,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
 
 
 _FLAGS = {"method": "method.name", "encoder": "encoder.name", "corpus": "corpus", "out": "out", "gpus": "device.gpus",
-          "procs": "device.procs", "epochs": "train.epochs", "batch_size": "train.batch_size", "seed": "train.seed"}
+          "procs": "device.procs", "resident": "data.resident", "epochs": "train.epochs", "batch_size": "train.batch_size", "seed": "train.seed"}
 
 
 def _train(args: argparse.Namespace) -> int:

@@ -16,7 +16,7 @@ from dsengine.corpus import open_corpus
 from dsengine.corpus.seal import seal
 from dsengine.engine.log import read_metrics
 
-TRAIN_FLAGS = {"--help", "--method", "--encoder", "--corpus", "--out", "--resume", "--gpus", "--procs", "--epochs", "--batch-size",
+TRAIN_FLAGS = {"--help", "--method", "--encoder", "--corpus", "--out", "--resume", "--gpus", "--procs", "--resident", "--epochs", "--batch-size",
                "--seed", "--config", "--set", "--print-config"}
 
 
@@ -95,6 +95,9 @@ def test_more_gpus_than_there_are_says_how_many_there_are(capsys: pytest.Capture
     ("train.warmup_steps=-3", ["train.warmup_steps=-3"]),
     ("train.lr=.inf", ["train.lr", ".inf"]),
     ("data.prefetch=0", ["data.prefetch=0"]),
+    ("data.resident=gpu", ["resident: 'gpu' on a CPU", "auto, ram, none"]),
+    ("data.resident=disk", ["data.resident", "disk", "auto"]),
+    ("data.timeout_s=0", ["data.timeout_s=0"]),
     ("data.size=0", ["data.size=0"]),
     ("method.margin=-1", ["method.margin=-1"]),
     ("method.jitter_strength=[0, 3]", ["method.jitter_strength", "[0, 1.0]"]),

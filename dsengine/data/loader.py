@@ -18,13 +18,17 @@ from dsengine.augment.params import HELDOUT_EPOCH
 from dsengine.corpus import Corpus
 from dsengine.data import order
 from dsengine.data.labels import LabelReader
-from dsengine.data.pipeline import Patches, open_pipeline
+from dsengine.data.pipeline import Patches
 from dsengine.data.plan import LoadPlan, make_plan, members, out_channels, requests
 from dsengine.data.prefetch import Prefetcher
+from dsengine.data.resident import Tier, choose_tier, free_memory, open_kept
 from dsengine.data.ring import Ring
 from dsengine.data.sample import Batch, View
 from dsengine.dist import World
-from dsengine.errors import UsageError
+from dsengine.errors import RunError, UsageError
+
+TIMEOUT_S = 900.0  # an object store gives up on its own before; a network file system may never
+NOTHING_KEPT = Tier("none", "as asked")
 
 
 class Pace(NamedTuple):
@@ -32,6 +36,8 @@ class Pace(NamedTuple):
 
     num_threads: int  # that read and decode
     prefetch: int  # finished batches ahead of the consumer
+    tier: Tier  # where decoded patches are kept
+    timeout_s: float  # the longest that a consumer waits for a batch
 
 
 class Made(NamedTuple):
@@ -47,7 +53,9 @@ class Loader:
     where: a condition on index columns (`corpus.where`); patches that do not meet it are left out. None: no condition.
     batch_size is global: each rank gets batch_size / world rows of it. level None follows each view's curriculum by
     epoch, a number in [0, 1] fixes it. num_threads None is as many as this rank's share of the cores, at most 8.
-    pad_channels fills the channels up to a multiple of 8 with zeros. label: name of what `Batch.label` holds (`data.labels`). The last partial batch of an epoch is dropped.
+    pad_channels fills the channels up to a multiple of 8 with zeros. label: name of what `Batch.label` holds (`data.labels`).
+    The last partial batch of an epoch is dropped. resident: where patches are kept once they are decoded (`data.resident`); `tier` says what
+    became of it. A batch that takes longer than timeout_s seconds is a RunError with its samples.
     Raises UsageError for a request that cannot be met; damaged data is a RunError out of `next`.
     Close it, or use it as a context manager; a forgotten one ends its threads when it is collected.
     """
@@ -55,7 +63,8 @@ class Loader:
     def __init__(self, corpus: Corpus, views: Sequence[View], batch_size: int, seed: int = 0, rank: int = 0,
                  world: int = 1, device: str | torch.device = "cpu", *, split: str = "train",
                  where: str | None = None, dtype: torch.dtype = torch.float32, shuffle: bool = True, level: float | None = None,
-                 num_threads: int | None = None, prefetch: int = 2, pad_channels: bool = False, label: str | None = None) -> None:
+                 num_threads: int | None = None, prefetch: int = 2, pad_channels: bool = False, label: str | None = None,
+                 resident: str = "none", timeout_s: float = TIMEOUT_S) -> None:
         self._plan = make_plan(corpus, views, split=split, where=where, global_batch=batch_size, seed=seed, rank=rank,
                                world=world, device=device, dtype=dtype, pad_channels=pad_channels, label=label)
         rows = len(self._plan.rows)
@@ -66,7 +75,7 @@ class Loader:
             raise UsageError(f"batch_size: {batch_size} is not divisible by world={world}; legal: multiples of {world}")
         if level is not None and not 0 <= level <= 1:
             raise UsageError(f"level: {level} is not legal, it must be in [0, 1] or None")
-        self._pace = make_pace(num_threads, prefetch, world=world)
+        self._pace = make_pace(num_threads, prefetch, world=world, timeout_s=timeout_s, tier=plan_tier(self._plan, resident, ranks=world))
         self._shuffle = shuffle
         self._level = level
         self._step = 0
@@ -76,11 +85,16 @@ class Loader:
     def heldout(corpus: Corpus, views: Sequence[View], batch_size: int, seed: int = 0, rank: int = 0, world: int = 1,
                 device: str | torch.device = "cpu", *, split: str = "val", where: str | None = None, limit: int | None = None,
                 dtype: torch.dtype = torch.float32, num_threads: int | None = None, prefetch: int = 2,
-                pad_channels: bool = False, label: str | None = None) -> "FixedViews":
+                pad_channels: bool = False, label: str | None = None, timeout_s: float = TIMEOUT_S) -> "FixedViews":
         """The same views of a split at every pass; see `FixedViews`. `limit`: at most so many rows, evenly spread."""
         plan = make_plan(corpus, views, split=split, where=where, limit=limit, global_batch=batch_size, seed=seed, rank=rank,
                          world=world, device=device, dtype=dtype, pad_channels=pad_channels, label=label)
-        return FixedViews(plan, make_pace(num_threads, prefetch, world=world))
+        return FixedViews(plan, make_pace(num_threads, prefetch, world=world, timeout_s=timeout_s))
+
+    @property
+    def tier(self) -> Tier:
+        """Where decoded patches are kept, and why there."""
+        return self._pace.tier
 
     @property
     def steps_per_epoch(self) -> int:
@@ -93,12 +107,18 @@ class Loader:
     def __next__(self) -> Batch:
         """This rank's rows of the next global batch. Raises what failed in the background, with its traceback."""
         if self._ahead is None:
-            steps = order.walk(self._plan.rows, seed=self._plan.seed, start=self._step,
-                               global_batch=self._plan.global_batch, shuffle=self._shuffle)
-            self._ahead = Prefetcher(produce(self._plan, steps, pace=self._pace, level=self._level), depth=self._pace.prefetch)
-        batch = received(next(self._ahead))
+            self._ahead = Prefetcher(produce(self._plan, self._walk(), pace=self._pace, level=self._level), depth=self._pace.prefetch)
+        try:
+            batch = received(self._ahead.next(self._pace.timeout_s))
+        except TimeoutError:
+            self._ahead, hung = None, self._ahead
+            raise late(self._plan, self._pace, hung, next(self._walk())) from None
         self._step = batch.step + 1
         return batch
+
+    def _walk(self) -> Iterator[order.Step]:
+        """What comes, from the consumer's position on."""
+        return order.walk(self._plan.rows, seed=self._plan.seed, start=self._step, global_batch=self._plan.global_batch, shuffle=self._shuffle)
 
     def state_dict(self) -> dict[str, int]:
         """Where the next batch starts, and what must be equal for it to be the same batch."""
@@ -145,11 +165,15 @@ class FixedViews:
 
     def __iter__(self) -> Iterator[Batch]:
         batches = order.walk_once(self._plan.rows, global_batch=self._plan.global_batch)
-        steps = (order.Step(k, HELDOUT_EPOCH, ids) for k, ids in enumerate(batches))
-        ahead = Prefetcher(produce(self._plan, steps, pace=self._pace, level=1.0), depth=self._pace.prefetch)
+        steps = [order.Step(k, HELDOUT_EPOCH, ids) for k, ids in enumerate(batches)]
+        ahead = Prefetcher(produce(self._plan, iter(steps), pace=self._pace, level=1.0), depth=self._pace.prefetch)
         self._passes.append(ahead)
         try:
-            for made in ahead:
+            for step in steps:
+                try:
+                    made = ahead.next(self._pace.timeout_s)
+                except TimeoutError:
+                    raise late(self._plan, self._pace, ahead, step) from None
                 yield received(made)
         finally:
             ahead.close()
@@ -167,13 +191,30 @@ class FixedViews:
         self.close()
 
 
-def make_pace(num_threads: int | None, prefetch: int, *, world: int) -> Pace:
+def plan_tier(plan: LoadPlan, resident: str, *, ranks: int) -> Tier:
+    """Where the patches of `plan` are kept by each of `ranks` ranks. UsageError where that is not legal here."""
+    num_bytes = len(plan.pool) * sum(layout.patch_bytes for layout in plan.layouts)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", ranks))  # the launcher's number of ranks on this machine
+    return choose_tier(resident, num_bytes, free_memory(plan.device), ranks=here)
+
+
+def make_pace(num_threads: int | None, prefetch: int, *, world: int, tier: Tier = NOTHING_KEPT, timeout_s: float = TIMEOUT_S) -> Pace:
     """The checked pace; num_threads None: this rank's share of the cores, at most 8."""
     threads = max(1, min(8, len(os.sched_getaffinity(0)) // world)) if num_threads is None else num_threads
     for name, value in (("num_threads", threads), ("prefetch", prefetch)):
         if value < 1:
             raise UsageError(f"{name}: {value} is not legal, it must be 1 or more")
-    return Pace(threads, prefetch)
+    if not timeout_s > 0:
+        raise UsageError(f"timeout_s: {timeout_s} is not legal, it must be more than 0")
+    return Pace(threads, prefetch, tier, timeout_s)
+
+
+def late(plan: LoadPlan, pace: Pace, hung: Prefetcher, step: order.Step) -> RunError:
+    """What to say of a batch that does not come. Its thread is left to its fate: nothing can wake it."""
+    hung.abandon()
+    ids = step.ids[order.local_slice(len(step.ids), plan.rank, plan.world)]
+    return RunError(f"no batch within {pace.timeout_s:g} s (data.timeout_s) from {plan.corpus.path}: step {step.step}, rank {plan.rank}, "
+                    f"samples {', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}; does the file system or store hang?")
 
 
 def produce(plan: LoadPlan, steps: Iterator[order.Step], *, pace: Pace, level: float | None) -> Iterator[Made]:
@@ -183,7 +224,7 @@ def produce(plan: LoadPlan, steps: Iterator[order.Step], *, pace: Pace, level: f
     # Batches ahead, the one being made, the consumer's, and its last one until the next is in its hands; a block a view at most.
     ring = Ring((pace.prefetch + 3) * len(plan.views)) if plan.device.type == "cpu" else None
     labels = None if plan.label is None else LabelReader(plan.corpus, plan.label)
-    with open_pipeline(plan.layouts, max_batch=most, num_threads=pace.num_threads, device=plan.device) as pipeline:
+    with open_kept(plan.layouts, plan.pool, pace.tier, max_batch=most, num_threads=pace.num_threads, device=plan.device) as pipeline:
         for step in steps:
             yield make(plan, pipeline, step, level=level, stream=stream, memory=ring, labels=labels)  # no name holds it: it is the consumer's
 

@@ -50,6 +50,19 @@ def decode_chunks(layout: ChunkLayout, located: Located, buffer: np.ndarray, out
     return np.flatnonzero(_call([array], chunks, scratch))
 
 
+def gather(kept_NCHW: np.ndarray, at: np.ndarray, out_BCHW: np.ndarray, *, num_threads: int) -> None:
+    """out[k] = kept[at[k]], both C-contiguous int16, by `num_threads` threads; SLACK bytes after `kept` have to be readable."""
+    assert kept_NCHW.dtype == out_BCHW.dtype == np.int16 and kept_NCHW.flags.c_contiguous and out_BCHW.flags.c_contiguous
+    assert kept_NCHW.shape[1:] == out_BCHW.shape[1:] and (at < len(kept_NCHW)).all()
+    size = out_BCHW[:1].nbytes
+    array = library.ReadArray(out=out_BCHW.ctypes.data, num_patches=len(out_BCHW), patch_bytes=size, compressor=COMPRESSORS["none"],
+                              data=kept_NCHW.ctypes.data, data_bytes=kept_NCHW.nbytes + SLACK)
+    zero = np.zeros_like(at)
+    scratch = np.empty((num_threads, library.library().dse_read_scratch(0, size)), dtype=np.uint8)
+    refused = _call([array], np.stack([zero, zero, at * size, zero + size, np.arange(len(at))], axis=1), scratch)
+    assert not refused.any()
+
+
 class NativeReader:
     """Reads patches of `layouts`, all of which `can_read`, with `num_threads` threads. Not for use by two threads at once."""
 

@@ -28,6 +28,7 @@ class LoadPlan:
     bands: tuple[BandPlan, ...]  # one a view
     layouts: tuple[ChunkLayout, ...]  # the arrays that have to be read, the op's sources
     rows: np.ndarray  # (N,) int64, ascending
+    pool: np.ndarray  # (M,) int64, ascending: every patch that a view may be of
     global_batch: int
     seed: int
     rank: int
@@ -63,11 +64,12 @@ def make_plan(corpus: Corpus, views: Sequence[View], *, global_batch: int, split
         raise UsageError(f"label: {label} belongs to the first view, which is of a {views[0].of}; legal: a first view of the sample itself")
     if dtype not in DTYPES:
         raise UsageError(f"dtype: {dtype} is not legal: {', '.join(map(str, DTYPES))}")
+    triples = make_triples(corpus, views, every)
     return LoadPlan(
         corpus=corpus, views=views, bands=tuple(band_plan(contract, band_names(view, contract.bands), arrays) for view in views),
-        layouts=tuple(chunk_layout(corpus.arrays[name], root=corpus.path) for name in arrays), rows=rows,
+        layouts=tuple(chunk_layout(corpus.arrays[name], root=corpus.path) for name in arrays), rows=rows, pool=rows if triples is None else every,
         global_batch=global_batch, seed=seed, rank=rank, world=world, device=_device(device), dtype=dtype,
-        pad_channels=pad_channels, label=label, triples=make_triples(corpus, views, every))
+        pad_channels=pad_channels, label=label, triples=triples)
 
 
 def members(plan: LoadPlan, ids: np.ndarray, *, epoch: int) -> dict[str, np.ndarray]:

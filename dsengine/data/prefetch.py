@@ -34,10 +34,11 @@ class Channel:
             self._items.append(item)
             self._changed.notify_all()
 
-    def get(self) -> Any:
-        """The next item. Raises the producer's error, with its traceback, or StopIteration after the last item."""
+    def get(self, timeout_s: float | None = None) -> Any:
+        """The next item. Raises the producer's error, with its traceback, StopIteration after the last item, or TimeoutError."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or self._items)
+            if not self._changed.wait_for(lambda: self._closed or self._items, timeout_s):
+                raise TimeoutError
             if self._items:
                 item = self._items.popleft()
                 self._changed.notify_all()
@@ -71,6 +72,16 @@ class Prefetcher:
 
     def __next__(self) -> Any:
         return self._channel.get()
+
+    def next(self, timeout_s: float | None) -> Any:
+        """The next item; TimeoutError where it takes longer than that."""
+        return self._channel.get(timeout_s)
+
+    def abandon(self) -> None:
+        """Stop, but do not wait for a thread that hangs: it ends when it wakes, or with the process."""
+        self._channel.close(drop=True)
+        self._finalizer.detach()
+        atexit.unregister(self._finalizer)
 
     def close(self) -> None:
         """Stop and join the thread; items not yet taken are dropped."""

@@ -30,6 +30,7 @@ from dsengine.config import RunConfig
 from dsengine.corpus import open_corpus
 from dsengine.corpus.default import default_corpus
 from dsengine.corpus.storage import absolute
+from dsengine.data.loader import plan_tier
 from dsengine.data.plan import make_plan
 from dsengine.data.sample import sized
 from dsengine.engine import checkpoint, plan
@@ -41,7 +42,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 # What a resumed run may change; every other setting decides what the figures of the run mean.
 _FREE = {"out", "corpus", "train.epochs", "train.max_steps", "train.log_steps", "train.checkpoint_steps",
-         "train.keep_checkpoints", "train.heldout_samples", "data.threads", "data.prefetch", "device.gpus", "device.procs"}
+         "train.keep_checkpoints", "train.heldout_samples", "data.threads", "data.prefetch", "data.resident", "data.timeout_s", "device.gpus", "device.procs"}
 
 
 def configure(settings: dict, *, resume: bool = False) -> RunConfig:
@@ -80,8 +81,9 @@ def run(config: RunConfig, *, resume: bool = False) -> Path:
         checkpoint.check_resumable(Path(config.out), contract, what=f"corpus {config.corpus}")
     config = replace(config, corpus=absolute(config.corpus))
     config = plan.complete(config, corpus, ranks=ranks, device=torch.device(kind))
-    make_plan(corpus, sized(fresh_method(config, corpus.bands).views, config.data.size), global_batch=config.train.batch_size,
-              where=config.data.where)
+    asked = make_plan(corpus, sized(fresh_method(config, corpus.bands).views, config.data.size), global_batch=config.train.batch_size,
+                      where=config.data.where, device=kind)
+    plan_tier(asked, config.data.resident, ranks=ranks)
     folder = _run_folder(config, resume)
     with _only_writer(folder):
         _write_config(config, folder)

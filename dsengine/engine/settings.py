@@ -60,11 +60,15 @@ class DataConfig:
     size: int | None = None  # side of the crops in pixels; None: leaves 16 px of the patch to move in, at most 128
     threads: int | None = None  # reading and decoding threads; None: as many as this process may use, at most 8
     prefetch: int = 2  # batches read ahead
+    resident: Literal["auto", "gpu", "ram", "none"] = "auto"  # where patches stay once they are decoded; auto: where half of what is free holds them
+    timeout_s: float = 900.0  # a batch that takes longer ends the run
     where: str | None = None  # a condition on index columns, such as "cloud < 0.4 and gap <= 3"; the patches that do not meet it are not there
 
     def __post_init__(self) -> None:
         for name in ("size", "threads", "prefetch"):
             _at_least(self, name, 1)
+        if not self.timeout_s > 0:
+            raise UsageError(f"timeout_s={self.timeout_s}: must be more than 0")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     optimizer = optim.make_optimizer(method, setting)
     views = sized(method.views, config.data.size)
     common = dict(seed=setting.seed, device=device, dtype=view_dtype(setting.precision), num_threads=config.data.threads,
-                  where=config.data.where, label=method.label)
+                  where=config.data.where, label=method.label, timeout_s=config.data.timeout_s)
     rows = corpus.rows("train", config.data.where)
 
     # Where to start
@@ -55,7 +55,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
 
     with ExitStack() as stack:
         loader = stack.enter_context(Loader(corpus, views, setting.batch_size, rank=world.rank, world=world.size,
-                                            prefetch=config.data.prefetch, **common))
+                                            prefetch=config.data.prefetch, resident=config.data.resident, **common))
         heldout_split = _heldout_split(corpus, views, config.data.where)
         heldout = _heldout(corpus, views, setting.heldout_samples, common, split=heldout_split)
         if heldout is not None:
@@ -64,6 +64,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
             loader.load_state_dict(saved.loader)
         total = plan.total_steps(setting, loader.steps_per_epoch)
         log = stack.enter_context(RunLog(run, total=total, start=start) if world.rank == 0 else SilentLog())
+        log.say(f"patches kept in memory: {loader.tier.kind} ({loader.tier.reason})")
         if heldout is None:
             log.say("no held-out loss: that takes 2 patches")
         elif heldout_split == "all":
