@@ -189,7 +189,9 @@ def test_a_frame_that_does_not_hold_one_patch_is_refused_before_it_is_decoded(tm
 
 @pytest.mark.parametrize(("options", "wrong"), [
     ({"chunks": (1, 2, 8, 8), "shards": (2, 2, 16, 16)}, "chunks"),
-    ({"chunks": (2, 2, 16, 16)}, "codecs"),
+    ({"chunks": (2, 2, 16, 16)}, "chunks"),
+    ({"chunks": (1, 2, 16, 8)}, "chunks"),
+    ({"chunks": (1, 2, 16, 16), "filters": [zarr.codecs.TransposeCodec(order=(0, 2, 3, 1))]}, "codecs"),
     ({"chunks": (1, 2, 16, 16), "shards": (2, 2, 16, 16), "dtype": "uint16"}, "uint16"),
     ({"chunks": (1, 2, 16, 16), "shards": (2, 2, 16, 16), "dtype": ">i2"}, "legal"),
     ({"chunks": (1, 2, 16, 16), "shards": (2, 2, 16, 16), "compressors": [zarr.codecs.GzipCodec()]}, "codecs")])

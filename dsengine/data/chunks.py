@@ -64,7 +64,10 @@ def damage(layout: ChunkLayout, patch: int, problem: str) -> RunError:
 
 
 class ShardIndex:
-    """Offset and size of every chunk of one array; a shard's table is read and checked on first use."""
+    """Offset and size of every chunk of one array; a shard's table is read and checked on first use.
+
+    A file that is one chunk has no table: its size is all there is to know, and where it does not exist, the patch is all fill value.
+    """
 
     def __init__(self, layout: ChunkLayout) -> None:
         self._layout = layout
@@ -77,7 +80,8 @@ class ShardIndex:
         fresh = ids[~self._known[shard]]
         wanted, first = np.unique(fresh // self._layout.patches_per_shard, return_index=True)
         if wanted.size:
-            self._entry[wanted] = self._layout.storage.concurrently(lambda item: self._read(*item), list(zip(wanted.tolist(), fresh[first].tolist())))
+            read = self._read if self._layout.sharded else self._measure
+            self._entry[wanted] = self._layout.storage.concurrently(lambda item: read(*item), list(zip(wanted.tolist(), fresh[first].tolist())))
             self._known[wanted] = True
         entry = self._entry[shard, slot]
         stored = entry[:, 0] != MISSING
@@ -94,6 +98,19 @@ class ShardIndex:
             raise damage(self._layout, patch, "the shard file is missing") from None
         except (OSError, ValueError) as error:
             raise damage(self._layout, patch, str(error)) from error
+
+
+    def _measure(self, chunk: int, patch: int) -> np.ndarray:
+        """(1, 2) uint64 entry of the file that is chunk `chunk`."""
+        try:
+            size = self._layout.storage.get_tail(self._layout.shard_key(chunk), size=1)[1]
+        except FileNotFoundError:
+            return np.full((1, 2), MISSING, dtype=np.uint64)
+        except OSError as error:
+            raise damage(self._layout, patch, str(error)) from error
+        if size == 0:
+            raise damage(self._layout, patch, "the file is empty")
+        return np.array([[0, size]], dtype=np.uint64)
 
 
 def read_chunks(layout: ChunkLayout, located: Located, buffer: np.ndarray) -> list[Chunk]:

@@ -1,20 +1,25 @@
 """How the chunks of one corpus array lie on disk, read once from its Zarr v3 metadata."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import zarr
+from zarr.abc.codec import Codec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
 from dsengine.corpus.storage import Storage, Url, storage_at
 from dsengine.errors import UsageError
 
-LEGAL = "legal: shards of (1, C, H, W) int16 chunks with codecs bytes(little) [, blosc | zstd] [, crc32c]"
+LEGAL = "legal: (1, C, H, W) int16 chunks, in shards or a file each, with codecs bytes(little) [, blosc | zstd] [, crc32c]"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkLayout:
-    """One array `(N, C, H, W)` int16, one patch a chunk, `patches_per_shard` patches a file."""
+    """One array `(N, C, H, W)` int16, one patch a chunk, `patches_per_shard` patches a file.
+
+    Where it is not `sharded`, a file is one chunk without an index: a shard of one.
+    """
 
     name: str
     directory: Path | Url
@@ -22,6 +27,7 @@ class ChunkLayout:
     num_patches: int
     patch_shape: tuple[int, int, int]  # C, H, W
     patches_per_shard: int
+    sharded: bool
     compressor: str  # blosc | zstd | none
     cname: str  # Blosc's own codec, "" where the compressor is another
     checked: bool  # each chunk ends with its crc32c
@@ -49,30 +55,29 @@ class ChunkLayout:
 
 
 def chunk_layout(array: zarr.Array, *, root: Path | Url) -> ChunkLayout:
-    """Layout of `array` in the group stored at `root`. Raises UsageError when it is not a sharded patch array."""
+    """Layout of `array` in the group stored at `root`. Raises UsageError when it is not an array of patches, one a chunk."""
     meta = array.metadata
     name = array.basename
-    codec = meta.codecs[0] if len(meta.codecs) == 1 else None
-    if not isinstance(codec, ShardingCodec) or array.dtype != "int16" or meta.ndim != 4:
-        raise UsageError(f"array {name} of {root}: {array.dtype}, shape {array.shape}, codecs {meta.codecs}; {LEGAL}")
-    patches = meta.chunk_grid.chunk_shape[0]
-    if codec.chunk_shape != (1, *array.shape[1:]) or meta.chunk_grid.chunk_shape[1:] != array.shape[1:]:
-        raise UsageError(f"array {name} of {root}: chunks {codec.chunk_shape} of {array.shape}; {LEGAL}")
-    compressor, cname, checked = _inner_codecs(codec, name=name, root=root)
-    index = [type(c) for c in codec.index_codecs]
-    if index != [BytesCodec, Crc32cCodec] or codec.index_location.value != "end":
+    if array.dtype != "int16" or meta.ndim != 4:
+        raise UsageError(f"array {name} of {root}: {array.dtype}, shape {array.shape}; {LEGAL}")
+    codec = meta.codecs[0] if isinstance(meta.codecs[0], ShardingCodec) else None
+    patches, *outer = meta.chunk_grid.chunk_shape
+    if (meta.chunk_grid.chunk_shape if codec is None else codec.chunk_shape) != (1, *array.shape[1:]) or tuple(outer) != array.shape[1:]:
+        raise UsageError(f"array {name} of {root}: chunks {array.chunks} of {array.shape}; {LEGAL}")
+    compressor, cname, checked = _inner_codecs(meta.codecs if codec is None else codec.codecs, name=name, root=root)
+    if codec is not None and ([type(c) for c in codec.index_codecs] != [BytesCodec, Crc32cCodec] or codec.index_location.value != "end"):
         raise UsageError(f"array {name} of {root}: shard index {codec.index_codecs} at the {codec.index_location.value}; "
                          "legal: bytes(little), crc32c at the end")
     directory = root / array.path
     return ChunkLayout(
         name=name, directory=directory, storage=storage_at(directory), num_patches=array.shape[0], patch_shape=tuple(array.shape[1:]),
-        patches_per_shard=patches, compressor=compressor, cname=cname, checked=checked,
+        patches_per_shard=patches, sharded=codec is not None, compressor=compressor, cname=cname, checked=checked,
         fill_value=int(array.fill_value), separator=meta.chunk_key_encoding.separator)
 
 
-def _inner_codecs(codec: ShardingCodec, *, name: str, root: Path | Url) -> tuple[str, str, bool]:
-    """(compressor, Blosc's codec, whether a crc32c closes each chunk) of a sharding codec's inner chain."""
-    chain = list(codec.codecs)
+def _inner_codecs(codecs: Sequence[Codec], *, name: str, root: Path | Url) -> tuple[str, str, bool]:
+    """(compressor, Blosc's codec, whether a crc32c closes each chunk) of a chunk's codecs."""
+    chain = list(codecs)
     kinds = [type(c) for c in chain]
     checked = kinds[-1] is Crc32cCodec
     middle = kinds[1:-1] if checked else kinds[1:]
