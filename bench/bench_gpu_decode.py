@@ -10,12 +10,14 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
+from paired import paired_ratio
 
 from dsengine.corpus import Corpus, open_corpus
 from dsengine.corpus.synth import synthesize
 from dsengine.data import frames
 from dsengine.data.device import MAKERS, Chosen, DevicePipeline
 from dsengine.data.layout import ChunkLayout, chunk_layout
+from dsengine.data.resident import DeviceStore
 from dsengine.data.staging import Slab, Staged, Stager, expand
 
 NUM, BATCH = 1024, 512
@@ -108,6 +110,41 @@ def test_the_copy_to_the_gpu(ready: Ready, benchmark: Callable) -> None:
     times = milliseconds(lambda: target.copy_(host, non_blocking=True))
     print(f"\none copy from page-locked memory: {host.numel() / np.median(times) / 1e6:.1f} GB/s of compressed bytes")
     benchmark.pedantic(lambda: (target.copy_(host), torch.cuda.synchronize()), rounds=5)
+
+
+@needs_gpu
+@pytest.mark.parametrize("name", MAKERS)
+def test_loading_beside_a_step(ready: Ready, benchmark: Callable, name: str) -> None:
+    """Copy and decode on a stream of their own while products of matrices keep the device busy: 1.00 is a loader that costs a step nothing."""
+    inflate, _ = expected(ready, name)
+    rng, device, side = np.random.default_rng(1), torch.device("cuda", torch.cuda.current_device()), torch.cuda.Stream()
+    x = torch.randn(8192, 8192, device=device, dtype=torch.bfloat16)
+    with DevicePipeline(ready.layouts, num_threads=16, device=device, chosen=Chosen({frames.LZ4: inflate}, name)) as pipeline:
+        def step() -> None:
+            for _ in range(60):
+                x @ x
+            torch.cuda.synchronize()
+
+        def both() -> None:
+            for _ in range(60):
+                x @ x
+            with torch.cuda.stream(side), pipeline.lease(rng.permutation(len(ready.corpus))[:BATCH]):
+                pass
+            torch.cuda.synchronize()
+
+        ratio = paired_ratio(both, step, pairs=15)
+        print(f"\n{name}: steps with a batch of {BATCH} loaded beside each take {ratio} of the time of steps alone")
+        benchmark.pedantic(both, rounds=5)
+
+
+@needs_gpu
+def test_gather_of_patches_kept_on_the_gpu(ready: Ready, benchmark: Callable) -> None:
+    device, ids = torch.device("cuda", torch.cuda.current_device()), np.arange(len(ready.corpus))
+    store = DeviceStore(ready.layouts, len(ids), device)
+    store.put(ids, [torch.from_numpy(array[:]).to(device) for array in ready.corpus.arrays.values()])
+    rng = np.random.default_rng(1)
+    report("gather of kept patches", milliseconds(lambda: store.get(rng.permutation(len(ids))[:BATCH])), ready.staged.out_bytes)
+    benchmark.pedantic(lambda: (store.get(ids[:BATCH]), torch.cuda.synchronize()), rounds=10)
 
 
 def test_staging_on_the_cpu(ready: Ready, benchmark: Callable) -> None:

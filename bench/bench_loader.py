@@ -11,12 +11,14 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+import torch
 from loaders import formats, readers, streams
 from paired import paired_times
 
 from dsengine.corpus import Corpus
 from dsengine.data.layout import chunk_layout
-from dsengine.data.pipeline import RawPipeline
+from dsengine.data.pipeline import Patches, RawPipeline
+from dsengine.data.resident import Tier, open_kept
 
 BATCH, THREADS, OUR_BATCHES = 64, 2, 16
 
@@ -64,7 +66,18 @@ def ours(corpus: Corpus) -> Iterator[RawPipeline]:
         yield pipeline
 
 
-def our_pass(pipeline: RawPipeline, corpus: Corpus) -> Callable[[], None]:
+@pytest.fixture(scope="module")
+def kept(corpus: Corpus) -> Iterator[Patches]:
+    """What the loader reads with after an epoch, where patches stay in memory."""
+    layouts = [chunk_layout(array, root=corpus.path) for array in corpus.arrays.values()]
+    with open_kept(layouts, np.arange(len(corpus)), Tier("ram", ""), max_batch=BATCH, num_threads=THREADS, device=torch.device("cpu")) as pipeline:
+        for ids in np.array_split(np.arange(len(corpus)), -(-len(corpus) // BATCH)):
+            with pipeline.lease(ids):
+                pass
+        yield pipeline
+
+
+def our_pass(pipeline: Patches, corpus: Corpus) -> Callable[[], None]:
     rng = np.random.default_rng(0)
 
     def one_pass() -> None:
@@ -108,6 +121,24 @@ def test_reading_against(name: str, corpus: Corpus, ours: RawPipeline, benchmark
             read(rng.integers(0, num, BATCH))
 
     compare(name, rival, theirs, our_pass(ours, corpus), benchmark)
+
+
+@pytest.mark.parametrize("name", ["npz, np.load", "uncompressed memmap", "zarr-python, a loop"])
+def test_patches_kept_in_memory_against(name: str, corpus: Corpus, kept: Patches, benchmark: Callable) -> None:
+    """As `data.resident=ram`, which `auto` chooses where half of the free memory holds the decoded corpus."""
+    rival = READERS[name]
+    read, rng = rival.make(corpus), np.random.default_rng(2)
+    num = formats.few(corpus) if rival.make is readers.npz_loop else len(corpus)
+
+    def theirs() -> None:
+        for _ in range(rival.batches):
+            read(rng.integers(0, num, BATCH))
+
+    compare(f"kept in RAM: {name}", rival, theirs, our_pass(kept, corpus), benchmark)
+
+
+def test_patches_kept_in_memory_against_reading_them(corpus: Corpus, kept: Patches, ours: RawPipeline, benchmark: Callable) -> None:
+    compare("kept in RAM: our reader", Rival(RawPipeline, None, batches=OUR_BATCHES), our_pass(ours, corpus), our_pass(kept, corpus), benchmark)
 
 
 @pytest.mark.parametrize("name", STREAMS)

@@ -29,7 +29,7 @@ from dsengine.engine.step import Step, place, view_dtype
 from dsengine.engine.train import fresh_method
 from dsengine.nn.norm import set_groups
 
-BATCH, THREADS, BATCHES, STEPS = 64, 2, 16, 8
+BATCH, THREADS, BATCHES, STEPS, PAIRS = 64, 2, 16, 8, 30
 # (crc32c compared, files read or already in memory, decoded)
 BARE = {"read, check, decode": (True, False, True), "read, decode": (False, False, True), "read alone": (False, False, False),
         "decode alone": (False, True, True)}
@@ -111,23 +111,31 @@ def test_cold_files(corpus: Corpus, ours: RawPipeline, benchmark: Callable) -> N
     benchmark.pedantic(passes(corpus, leased(ours)), rounds=3)
 
 
-def job(corpus: Corpus) -> tuple[configuration.RunConfig, tuple]:
+def job(corpus: Corpus, device: torch.device) -> tuple[configuration.RunConfig, tuple]:
     """CSF of a ResNet18, as `dsengine train` would run it on this machine, and its views."""
-    settings = {"corpus": str(corpus.path), "encoder": "resnet18", "train": {"batch_size": 16}, "data": {"prefetch": 1}}
-    config = plan.complete(configuration.resolve(settings), corpus, ranks=1, device=torch.device("cpu"))
+    settings = {"corpus": str(corpus.path), "encoder": "resnet18", "train": {"batch_size": 16 if device.type == "cpu" else 256}, "data": {"prefetch": 1}}
+    config = plan.complete(configuration.resolve(settings), corpus, ranks=1, device=device)
     return config, sized(fresh_method(config, corpus.bands).views, config.data.size)
 
 
-def test_what_training_pays_for_loading(corpus: Corpus, benchmark: Callable) -> None:
+@pytest.mark.parametrize("kind", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"))])
+@pytest.mark.parametrize("resident", ["none", "auto"])
+def test_what_training_pays_for_loading(corpus: Corpus, benchmark: Callable, kind: str, resident: str) -> None:
     """Steps on batches of the loader against steps on a batch in memory. Each batch that is taken lets the next be made, so all of
     a pass's loading happens within its steps; while batches in memory are timed the loader has nothing to do."""
-    config, views = job(corpus)
-    method = place(fresh_method(config, corpus.bands), config.train.precision, torch.device("cpu"))
+    device = torch.device(kind)
+    config, views = job(corpus, device)
+    method = place(fresh_method(config, corpus.bands), config.train.precision, device)
     set_groups(method, config.train.bn_group, config.train.batch_size)
     step = Step(method, make_optimizer(method, config.train), precision=config.train.precision, world=SOLO)
-    with Loader(corpus, views, config.train.batch_size, dtype=view_dtype(config.train.precision), num_threads=config.data.threads, prefetch=1) as loader:
+    with Loader(corpus, views, config.train.batch_size, dtype=view_dtype(config.train.precision), num_threads=config.data.threads, prefetch=1,
+                device=device, resident=resident) as loader:
         kept: Batch = next(loader)
         waited: list[float] = []
+
+        def finish() -> None:
+            if device.type == "cuda":
+                torch.cuda.synchronize()
 
         def with_loader() -> None:
             for _ in range(STEPS):
@@ -135,20 +143,22 @@ def test_what_training_pays_for_loading(corpus: Corpus, benchmark: Callable) -> 
                 batch = next(loader)
                 waited.append(time.perf_counter() - start)
                 step(batch, lr=1e-4)
+            finish()
 
         def in_memory() -> None:
             for _ in range(STEPS):
                 step(kept, lr=1e-4)
+            finish()
 
-        ratio = paired_ratio(with_loader, in_memory, pairs=12 if benchmark.enabled else 1)
+        ratio = paired_ratio(with_loader, in_memory, pairs=PAIRS if benchmark.enabled else 1)
         benchmark.pedantic(in_memory, rounds=1)
-    print(f"\n| training, {tuple(kept.views[0].shape)} twice, {config.train.precision} | {ratio} of the time with batches in memory | "
-          f"waited {np.median(waited) * 1e3:.2f} ms a step |")
+    print(f"\n| training on {kind}, {tuple(kept.views[0].shape)} twice, {config.train.precision}, kept: {loader.tier.kind} | {ratio} of the time with "
+          f"batches in memory | waited {np.median(waited) * 1e3:.2f} ms a step |")
 
 
 def test_views_without_training(corpus: Corpus, benchmark: Callable) -> None:
     """The whole loader: read, decode, two views of CSF at full strength."""
-    _, views = job(corpus)
+    _, views = job(corpus, torch.device("cpu"))
     with Loader(corpus, views, BATCH, level=1.0, num_threads=THREADS) as loader:
         next(loader)
 
