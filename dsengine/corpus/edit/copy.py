@@ -1,5 +1,6 @@
-"""Rows of existing corpora as the blocks of a new one: the same pixels, bands regrouped where asked."""
+"""Rows of existing corpora as the blocks of a new one: the same pixels, or the middle of them, bands regrouped where asked."""
 
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,12 +28,16 @@ class Changes:
     groups: tuple[Group, ...] = ()
     resample: str = "exact"  # exact: pixels that become one must be equal; mean: of those with data, nodata where fewer than half have
     where: str | None = None  # expression over index columns
+    size: int | None = None  # keep the middle of each patch, so many finest pixels a side
+    drop: tuple[str, ...] = ()  # labels and further index columns that are left out
 
     def __post_init__(self) -> None:
         if self.resample not in RESAMPLING:
             raise UsageError(f"--resample {self.resample}: legal: {', '.join(RESAMPLING)}")
         if self.shard_patches is not None and self.shard_patches < 1:
             raise UsageError(f"--shard-patches {self.shard_patches}: legal: 1 or more")
+        if self.size is not None and self.size < 1:
+            raise UsageError(f"--size {self.size}: legal: 1 or more")
 
 
 def copy_plan(paths: Sequence[str | os.PathLike[str]], changes: Changes, *, command: str) -> Plan:
@@ -42,13 +47,18 @@ def copy_plan(paths: Sequence[str | os.PathLike[str]], changes: Changes, *, comm
     first = layout_of(corpora[0])
     layout = replace(regroup(before, changes.groups), codec=changes.codec or first.codec, shard_patches=changes.shard_patches or first.shard_patches)
     columns = _shared_columns(corpora)
+    _check_dropped(changes.drop, [label.name for label in layout.labels] + list(columns))
+    columns = {name: dtype for name, dtype in columns.items() if name not in changes.drop}
+    layout = replace(layout, patch_size=before.patch_size if changes.size is None else changes.size,
+                     labels=tuple(label for label in layout.labels if label.name not in changes.drop))
+    first_pixel = _first_pixel(before, layout)
     picked = np.concatenate([np.stack([np.full(len(rows), number), rows], axis=1)
                              for number, corpus in enumerate(corpora) for rows in [_rows(corpus, changes.where)]])
     if not len(picked):
         raise UsageError(f"--where {changes.where}: no patch of {', '.join(map(str, paths))} is left")
     made_by = {"command": command, "inputs": [origin(corpus) for corpus in corpora], "resample": changes.resample, "where": changes.where}
     return Plan(layout=layout, num_patches=len(picked), made_by=made_by, columns=columns, split="given",
-                cut=Copy([str(corpus.path) for corpus in corpora], picked, layout, changes.resample, tuple(columns)))
+                cut=Copy([str(corpus.path) for corpus in corpora], picked, layout, changes.resample, tuple(columns), first_pixel))
 
 
 @dataclass(frozen=True)
@@ -60,6 +70,7 @@ class Copy:
     layout: Layout
     resample: str
     columns: Sequence[str]
+    first_pixel: int  # of the finest grid, in y and x, where the kept middle begins
 
     def __getstate__(self) -> dict[str, Any]:
         return {key: value for key, value in self.__dict__.items() if key != "corpora"}
@@ -101,7 +112,7 @@ def _part(copy: Copy, number: int, rows: np.ndarray) -> tuple[dict[str, np.ndarr
     corpus = copy.corpora[number]
     try:
         stored = {name: array.oindex[rows] for name, array in corpus.arrays.items()}
-        labels = {name: array.oindex[rows] for name, array in corpus.labels.items()}
+        labels = {spec.name: corpus.labels[spec.name].oindex[rows] for spec in copy.layout.labels}
         extra = {name: _plain(np.asarray(corpus.columns[name].oindex[rows])) for name in copy.columns}
     except (ValueError, RuntimeError, OSError) as error:
         raise RunError(f"{corpus.path}: rows {rows[0]} to {rows[-1]} cannot be read ({error}); `dsengine corpus verify --quarantine "
@@ -109,11 +120,35 @@ def _part(copy: Copy, number: int, rows: np.ndarray) -> tuple[dict[str, np.ndarr
     where = {band.name: band for band in corpus.bands}
     arrays = {}
     for spec in copy.layout.arrays:
-        bands = [_resampled(stored[where[b].array][:, where[b].channel], where[b].factor, spec, how=copy.resample, what=f"{corpus.path}: band {b}")
-                 for b in spec.bands]
+        bands = [_resampled(_middle(stored[where[b].array][:, where[b].channel], copy, where[b].factor), where[b].factor, spec, how=copy.resample,
+                            what=f"{corpus.path}: band {b}") for b in spec.bands]
         arrays[spec.name] = np.stack(bands, axis=1)
+    labels = {name: _middle(x, copy, 1) if x.ndim == 3 else x for name, x in labels.items()}
     standard = {name: getattr(corpus.index, name)[rows] for name in INDEX_DTYPES if name not in ("id", "nodata_fraction")}
-    return arrays, {**standard, **extra}, labels
+    shift_m = copy.first_pixel * copy.layout.resolution_m
+    return arrays, {**standard, "x": standard["x"] + shift_m, "y": standard["y"] - shift_m, **extra}, labels
+
+
+def _middle(x_NHW: np.ndarray, copy: Copy, factor: int) -> np.ndarray:
+    """What is kept of pixels with `factor` finest ones a side."""
+    first, size = copy.first_pixel // factor, copy.layout.patch_size // factor
+    return x_NHW[:, first:first + size, first:first + size]
+
+
+def _first_pixel(before: Layout, after: Layout) -> int:
+    """Finest pixels left out above and left of the middle: half of what is too many, in whole pixels of the coarsest band."""
+    if after.patch_size > before.patch_size:
+        raise UsageError(f"--size {after.patch_size}: patches have {before.patch_size} px; legal: 1 to {before.patch_size}")
+    coarsest = math.lcm(*(spec.factor for layout in (before, after) for spec in layout.arrays))
+    if after.patch_size != before.patch_size and after.patch_size % coarsest:
+        raise UsageError(f"--size {after.patch_size}: legal: multiples of {coarsest}, for each band to keep whole pixels")
+    return (before.patch_size - after.patch_size) // 2 // coarsest * coarsest
+
+
+def _check_dropped(dropped: Sequence[str], known: Sequence[str]) -> None:
+    for name in dropped:
+        if name not in known:
+            raise UsageError(f"--drop {name}: no label or further index column of that name; legal: {', '.join(known) or 'none, there are none'}")
 
 
 def _resampled(x_NHW: np.ndarray, factor: int, spec: ArraySpec, *, how: str, what: str) -> np.ndarray:

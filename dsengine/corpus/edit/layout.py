@@ -69,7 +69,7 @@ def check_alike(layouts: Mapping[str, Layout]) -> Layout:
             mine, other = (_plain(getattr(layout, key)) for layout in (ours, theirs))
             if mine != other:
                 raise UsageError(f"{path} and {first} differ in {key}: {_shortest(other, mine)}; corpora to join have equal bands, units, sizes and "
-                                 "labels (`dsengine corpus convert` can regroup bands)")
+                                 "labels (`dsengine corpus convert` regroups bands, cuts to a size and drops labels and columns)")
     return ours
 
 
