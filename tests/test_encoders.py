@@ -89,22 +89,29 @@ def test_convolutions_are_initialised_by_kaiming_fan_out() -> None:
     assert abs(weight.std().item() / (2 / (512 * 9)) ** 0.5 - 1) < 0.01
 
 
+SHAPES = {"image": (2, 5, 48, 48), "pixel": (2, 5), "series": (2, 9, 5)}
+
+
 @pytest.mark.parametrize("name", plugin.names("dsengine.encoders"))
 def test_every_encoder_meets_the_contract(name: str) -> None:
+    shape = SHAPES[getattr(plugin.find("dsengine.encoders", name), "INPUT", "image")]
     encoder = dsengine.build_encoder(name, in_channels=5)
-    features = encoder(torch.randn(2, 5, 48, 48))
+    features = encoder(torch.randn(shape))
+    assert encoder.in_channels == 5
     assert features.pooled.shape == (2, encoder.dim) and features.pooled.dtype == torch.float32
     assert features.dense is None or features.dense.shape[:2] == (2, encoder.dim)
     features.pooled.sum().backward()
     assert all(p.grad is not None for p in encoder.parameters())
     again = dsengine.build_encoder(name, in_channels=5)
     again.load_state_dict(encoder.state_dict())
-    x = torch.randn(2, 5, 48, 48)
+    x = torch.randn(shape)
     assert torch.equal(again.eval()(x).pooled, encoder.eval()(x).pooled)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert encoder(x).pooled.dtype == torch.float32  # a loss is never made of bf16 features
 
 
 def test_unknown_names_and_settings_list_the_legal_ones() -> None:
-    with pytest.raises(UsageError, match="encoder 'resnet81' is unknown; did you mean resnet18.*legal: resnet18, resnet18_attn, resnet34, resnet50"):
+    with pytest.raises(UsageError, match="encoder 'resnet81' is unknown; did you mean resnet18.*legal: resmlp, resnet18, resnet18_attn, resnet34, resnet50, temporal"):
         dsengine.build_encoder("resnet81")
     with pytest.raises(UsageError, match="encoder.depth is not a setting.*stem"):
         dsengine.build_encoder("resnet18", depth=3)

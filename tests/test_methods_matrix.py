@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from method_cases import METHODS, ROWS, make, make_batch  # noqa: E402
+from method_cases import METHODS, ROWS, TABLES, input_of, make, make_batch, make_table  # noqa: E402
 
 import dsengine
 from dsengine import plugin
@@ -16,12 +16,13 @@ from dsengine.nn.norm import set_groups
 
 ENCODERS = plugin.names("dsengine.encoders")
 PAIRS = [(method, encoder) for method in METHODS for encoder in ENCODERS
-         if (getattr(plugin.find("dsengine.encoders", encoder), "INPUT", "image") == "image") == (method not in ROWS)]
+         if (method not in ROWS if input_of(encoder) == "image" else method in TABLES)]
 
 
 @pytest.mark.parametrize("name, encoder", PAIRS)
 def test_a_method_trains_every_parameter_of_every_encoder_it_accepts(name: str, encoder: str) -> None:
-    methods = [make(name, dsengine.build_encoder(encoder, 14)) for _ in range(2)]
+    is_image = input_of(encoder) == "image"
+    methods = [make(name, dsengine.build_encoder(encoder, 14)) if is_image else make_table(name, encoder, small=False) for _ in range(2)]
     for key, p in methods[0].named_parameters():
         if key.endswith("gamma"):
             p.data.fill_(0.3)  # at 0 an attention block has no gradient inside

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from method_cases import METHODS  # noqa: E402
+from method_cases import CASES  # noqa: E402
 
 WORKER = Path(__file__).parent / "workers" / "method_ranks.py"
 TOLERANCE = 1e-9
@@ -37,7 +37,7 @@ def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
     return _run(folder / "one", 1), _run(folder / "two", 2)
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", CASES)
 def test_two_ranks_give_the_losses_gradients_and_state_of_one(one_and_two: tuple[dict, dict], name: str) -> None:
     one, two = (found[name] for found in one_and_two)
     assert torch.allclose(two["losses"], one["losses"], rtol=TOLERANCE, atol=TOLERANCE) and one["losses"].abs().max() > 0.01

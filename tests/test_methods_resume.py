@@ -7,7 +7,7 @@ import pytest
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from method_cases import METHODS, encoder_for, make, make_batch  # noqa: E402
+from method_cases import CASES, encoder_for, make, make_batch  # noqa: E402
 
 from dsengine.corpus.schema import Band, Contract
 from dsengine.dist import SOLO
@@ -39,7 +39,7 @@ def _steps(method: Method, optimizer: torch.optim.Optimizer, start: int, stop: i
     return losses
 
 
-@pytest.mark.parametrize("name, optimizer", [*((name, "adam") for name in METHODS), ("byol", "lars"), ("simsiam", "sgd")])
+@pytest.mark.parametrize("name, optimizer", [*((name, "adam") for name in CASES), ("byol", "lars"), ("simsiam", "sgd")])
 def test_a_run_that_goes_on_from_a_checkpoint_is_the_run_that_did_not_stop(name: str, optimizer: str, tmp_path: Path) -> None:
     whole = _fresh(name, optimizer, seed=1)
     expected = _steps(*whole, 0, TOTAL)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from method_cases import METHODS, encoder_for, make, make_batch  # noqa: E402
+from method_cases import CASES, encoder_for, make, make_batch  # noqa: E402
 
 from dsengine import dist  # noqa: E402
 from dsengine.data.order import local_slice  # noqa: E402
@@ -49,7 +49,7 @@ def results(name: str, world: dist.World) -> dict:
 def main(out: str) -> None:
     torch.set_num_threads(1)
     world = dist.join(torch.device("cpu"))
-    found = {name: results(name, world) for name in METHODS}
+    found = {name: results(name, world) for name in CASES}
     if world.rank == 0:
         torch.save(found, out)
     dist.leave(world)
