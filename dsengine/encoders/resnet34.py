@@ -5,11 +5,12 @@ from typing import Literal
 
 from torch import nn
 
+from dsengine.encoders import Start
 from dsengine.encoders._resnet import ResNet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Start):
     """The shape is the paper's; `imagenet` adds the max-pool that public weights were trained with."""
 
     stem: Literal["paper", "imagenet"] = "paper"

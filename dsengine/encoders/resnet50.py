@@ -5,11 +5,12 @@ from typing import Literal
 
 from torch import nn
 
+from dsengine.encoders import Start
 from dsengine.encoders._resnet import ResNet
 
 
 @dataclass(frozen=True, kw_only=True)
-class Config:
+class Config(Start):
     """torchvision's shape; `paper` leaves out the max-pool, as the first paper's ResNets do."""
 
     stem: Literal["paper", "imagenet"] = "imagenet"
