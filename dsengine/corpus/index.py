@@ -47,6 +47,8 @@ class Index(NamedTuple):
 class Corpus:
     """A complete corpus, opened for reading by `open_corpus`."""
 
+    kind = "patches"  # a SeriesCorpus holds series or pixels
+
     def __init__(self, path: Path | Url, group: zarr.Group) -> None:
         described = group.attrs["dsengine"]
         self.path = path

@@ -65,21 +65,28 @@ class Loader:
                  where: str | None = None, dtype: torch.dtype = torch.float32, shuffle: bool = True, level: float | None = None,
                  num_threads: int | None = None, prefetch: int = 2, pad_channels: bool = False, label: str | None = None,
                  resident: str = "none", timeout_s: float = TIMEOUT_S) -> None:
-        self._plan = make_plan(corpus, views, split=split, where=where, global_batch=batch_size, seed=seed, rank=rank,
-                               world=world, device=device, dtype=dtype, pad_channels=pad_channels, label=label)
-        rows = len(self._plan.rows)
-        if batch_size > rows:
-            raise UsageError(f"batch_size: {batch_size} is more than the {rows} patches of split {split!r} in "
-                             f"{corpus.path}; legal: 1 to {rows}")
-        if batch_size % world:
-            raise UsageError(f"batch_size: {batch_size} is not divisible by world={world}; legal: multiples of {world}")
+        plan = make_plan(corpus, views, split=split, where=where, global_batch=batch_size, seed=seed, rank=rank,
+                         world=world, device=device, dtype=dtype, pad_channels=pad_channels, label=label)
         if level is not None and not 0 <= level <= 1:
             raise UsageError(f"level: {level} is not legal, it must be in [0, 1] or None")
-        self._pace = make_pace(num_threads, prefetch, world=world, timeout_s=timeout_s, tier=plan_tier(self._plan, resident, ranks=world))
-        self._shuffle = shuffle
         self._level = level
+        self._begin(plan, make_pace(num_threads, prefetch, world=world, timeout_s=timeout_s, tier=plan_tier(plan, resident, ranks=world)),
+                    split=split, shuffle=shuffle)
+
+    def _begin(self, plan: LoadPlan, pace: Pace, *, split: str, shuffle: bool) -> None:
+        """Stand at step 0 of `plan`."""
+        rows = len(plan.rows)
+        if plan.global_batch > rows:
+            raise UsageError(f"batch_size: {plan.global_batch} is more than the {rows} {plan.corpus.kind} of split {split!r} in "
+                             f"{plan.corpus.path}; legal: 1 to {rows}")
+        if plan.global_batch % plan.world:
+            raise UsageError(f"batch_size: {plan.global_batch} is not divisible by world={plan.world}; legal: multiples of {plan.world}")
+        self._plan, self._pace, self._shuffle = plan, pace, shuffle
         self._step = 0
         self._ahead: Prefetcher | None = None
+
+    def _produce(self, steps: Iterator[order.Step]) -> Iterator[Made]:
+        return produce(self._plan, steps, pace=self._pace, level=self._level)
 
     @staticmethod
     def heldout(corpus: Corpus, views: Sequence[View], batch_size: int, seed: int = 0, rank: int = 0, world: int = 1,
@@ -107,7 +114,7 @@ class Loader:
     def __next__(self) -> Batch:
         """This rank's rows of the next global batch. Raises what failed in the background, with its traceback."""
         if self._ahead is None:
-            self._ahead = Prefetcher(produce(self._plan, self._walk(), pace=self._pace, level=self._level), depth=self._pace.prefetch)
+            self._ahead = Prefetcher(self._produce(self._walk()), depth=self._pace.prefetch)
         try:
             batch = received(self._ahead.next(self._pace.timeout_s))
         except TimeoutError:
@@ -166,7 +173,7 @@ class FixedViews:
     def __iter__(self) -> Iterator[Batch]:
         batches = order.walk_once(self._plan.rows, global_batch=self._plan.global_batch)
         steps = [order.Step(k, HELDOUT_EPOCH, ids) for k, ids in enumerate(batches)]
-        ahead = Prefetcher(produce(self._plan, iter(steps), pace=self._pace, level=1.0), depth=self._pace.prefetch)
+        ahead = Prefetcher(self._produce(iter(steps)), depth=self._pace.prefetch)
         self._passes.append(ahead)
         try:
             for step in steps:
@@ -178,6 +185,9 @@ class FixedViews:
         finally:
             ahead.close()
             self._passes.remove(ahead)
+
+    def _produce(self, steps: Iterator[order.Step]) -> Iterator[Made]:
+        return produce(self._plan, steps, pace=self._pace, level=1.0)
 
     def close(self) -> None:
         """End the threads of passes that were left unfinished."""

@@ -48,12 +48,14 @@ def make_plan(corpus: Corpus, views: Sequence[View], *, global_batch: int, split
     views = sized(tuple(views), default_crop(corpus.patch_size))
     arrays = _arrays(contract, views)
     every = corpus.rows(split, where)
-    rows = _spread(every, limit)
+    rows = spread(every, limit)
     if not len(rows):
         met = "" if where is None else f" with {where}"
         raise UsageError(f"split: {split!r} of {corpus.path} has no patches{met}; legal: a split that has some")
-    _check_numbers(global_batch=global_batch, seed=seed, rank=rank, world=world)
+    check_numbers(global_batch=global_batch, seed=seed, rank=rank, world=world)
     for view in views:
+        if view.of == "marginals":
+            raise UsageError(f"view: of='marginals' draws cells of a table, and {corpus.path} holds patches; legal: a corpus of pixels or series")
         if view.draw_bands is not None and view.draw_bands > len(names := band_names(view, contract.bands)):
             raise UsageError(f"view: draw_bands={view.draw_bands} of {len(names)} bands is not legal: 1 to {len(names)}")
         if not 1 <= view.size <= corpus.patch_size:
@@ -68,7 +70,7 @@ def make_plan(corpus: Corpus, views: Sequence[View], *, global_batch: int, split
     return LoadPlan(
         corpus=corpus, views=views, bands=tuple(band_plan(contract, band_names(view, contract.bands), arrays) for view in views),
         layouts=tuple(chunk_layout(corpus.arrays[name], root=corpus.path) for name in arrays), rows=rows, pool=rows if triples is None else every,
-        global_batch=global_batch, seed=seed, rank=rank, world=world, device=_device(device), dtype=dtype,
+        global_batch=global_batch, seed=seed, rank=rank, world=world, device=find_device(device), dtype=dtype,
         pad_channels=pad_channels, label=label, triples=triples)
 
 
@@ -123,14 +125,15 @@ def _arrays(contract: Contract, views: tuple[View, ...]) -> tuple[str, ...]:
                                if any(band.name in band_names(view, contract.bands) for view in views)))
 
 
-def _spread(rows: np.ndarray, limit: int | None) -> np.ndarray:
+def spread(rows: np.ndarray, limit: int | None) -> np.ndarray:
     """At most `limit` of `rows`, evenly spread: neighbouring rows are often neighbours on the ground."""
     if limit is None or limit >= len(rows):
         return rows
     return rows[np.arange(limit) * len(rows) // limit]
 
 
-def _check_numbers(*, global_batch: int, seed: int, rank: int, world: int) -> None:
+def check_numbers(*, global_batch: int, seed: int, rank: int, world: int) -> None:
+    """UsageError for a number that no loader takes."""
     if global_batch < 1:
         raise UsageError(f"batch_size: {global_batch} is not legal, it must be 1 or more")
     if world < 1 or not 0 <= rank < world:
@@ -139,7 +142,8 @@ def _check_numbers(*, global_batch: int, seed: int, rank: int, world: int) -> No
         raise UsageError(f"seed: {seed} is not legal, it must be in [0, 2**32)")
 
 
-def _device(device: str | torch.device) -> torch.device:
+def find_device(device: str | torch.device) -> torch.device:
+    """The device of that name. UsageError where there is none."""
     try:
         found = torch.device(device)
     except RuntimeError:

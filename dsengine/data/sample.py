@@ -14,18 +14,22 @@ if TYPE_CHECKING:
     from dsengine.corpus import Band
 
 
-MEMBERS = ("itself", "neighbour", "distant")
+MEMBERS = ("itself", "neighbour", "distant", "marginals")
 
 
 @dataclass(frozen=True, kw_only=True)
 class View:
-    """One crop of the sample, as a method wants it. Views of one patch share the crop's base offset."""
+    """One look at the sample, as a method wants it: a crop of a patch, or bands of a pixel or series.
+
+    Views of one patch share the crop's base offset. Pixels and series have no size, no draw_bands and no augment.
+    """
 
     size: int | None = None  # side of the crop, pixels of the finest ground resolution; None is the run's data.size
     bands: tuple[str, ...] | None = None  # names in corpus order; None is every band, S2 then S1
     sensor: str | None = None  # the bands of this sensor alone; None: of all
     draw_bands: int | None = None  # as many of these bands, drawn anew for each sample; None: all of them
-    of: Literal["itself", "neighbour", "distant"] = "itself"  # whose patch: the sample's, or one drawn near or far from it (data.triples)
+    # Whose: the sample's; of patches, one drawn near or far from it (data.triples); of tables, each cell that of a row of its own (data.tables).
+    of: Literal["itself", "neighbour", "distant", "marginals"] = "itself"
     scale_km: float = 18.2  # of the neighbour's distance: p ~ exp(-km / scale_km)
     augment: Augment = Augment()
 
@@ -41,7 +45,8 @@ class View:
 class Batch(NamedTuple):
     """What a method's forward receives: this rank's rows of one global batch."""
 
-    views: tuple[Tensor, ...]  # one per View, (B, C, h, w), channels-last, z-scored, nodata 0
+    # One per View, z-scored, nodata 0: (B, C, h, w) channels-last, (B, C) of pixels, (B, T, C) of series; a date that is missing is NaN in all C.
+    views: tuple[Tensor, ...]
     sample_id: Tensor  # (B,) int64 row in the corpus
     label: Tensor | None = None
     seed: int = 0  # with step, the key of every draw the method makes itself

@@ -1,0 +1,180 @@
+"""Series and pixels held whole in memory: the stored numbers of the sensors in use, one tensor a sensor, and rows of them as z-scores.
+
+    gpu   on the device: a batch is one gather a sensor and one affine there
+    ram   in host memory: a batch is gathered there and crosses the bus as stored numbers, page-locked where the device is a GPU
+
+Every rank holds all rows of its split, for in each epoch it may be shown any of them. 14.4 million pixels of 12 + 36 int16 are 1.4 GB.
+"""
+
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dsengine import noise
+from dsengine.corpus import Band, SeriesCorpus
+from dsengine.corpus.series import read_rows
+from dsengine.data.sample import View, band_numbers
+
+_AGAIN = 2  # blocks of 4 further rows that a cell is looked for in, where the first had no data
+_AGAIN_BLOCK = 1 << 30  # Philox blocks of one draw: those of the first rows lie below
+
+
+class Part(NamedTuple):
+    """What a view shows of one sensor."""
+
+    sensor: str
+    channels: tuple[int, ...]  # of its array, ascending
+
+
+def parts_of(view: View, bands: Sequence[Band]) -> tuple[Part, ...]:
+    """The sensors of `view` in corpus order, for a corpus of `bands`."""
+    shown = [bands[k] for k in band_numbers(view, bands)]
+    return tuple(Part(sensor, tuple(band.channel for band in shown if band.sensor == sensor)) for sensor in dict.fromkeys(b.sensor for b in shown))
+
+
+class Table(NamedTuple):
+    """One sensor. A z-score is (stored - center) * gain + shift, exact to float32's rounding of the result."""
+
+    values: Tensor  # (N, T, C) or (N, C) as stored, int16 or float32; a date that is not valid is nodata in all bands
+    center: Tensor  # (C,) float32 stored value of the mean, rounded
+    gain: Tensor  # (C,) float32 standard deviations a stored unit
+    shift: Tensor  # (C,) float32 what rounding the center left
+    nodata: int
+    holes: bool  # whether any value is nodata
+
+
+class Tables:
+    """Rows `rows` (N,) int64, ascending, of the sensors of `parts`, kept in memory of `home` for batches on `device`.
+
+    Reads them here, a shard at a time in each of `num_threads` threads. Raises RunError naming the array when its bytes are damaged.
+    """
+
+    def __init__(self, corpus: SeriesCorpus, parts: Sequence[Part], rows: np.ndarray, *, home: torch.device, device: torch.device,
+                 num_threads: int = 1) -> None:
+        self._is_series = corpus.kind == "series"
+        self._device, self._pinned = device, device.type == "cuda" and home.type == "cpu"
+        self._num_rows = len(rows)
+        self._place = np.zeros(len(corpus), np.int32)  # of a row of the corpus in the tables
+        self._place[rows] = np.arange(len(rows), dtype=np.int32)
+        with ThreadPoolExecutor(num_threads, thread_name_prefix="dsengine-tables") as pool:
+            self._tables = {sensor: _table(corpus, sensor, rows, home, device, pool) for sensor in dict.fromkeys(part.sensor for part in parts)}
+        if home.type == "cuda":
+            torch.cuda.current_stream(home).synchronize()  # other streams read from here on
+
+    def take(self, parts: Sequence[Part], ids: np.ndarray, *, dtype: torch.dtype) -> Tensor:
+        """(B, T, C) or (B, C) z-scores of rows `ids` (B,) of the corpus, the bands of `parts` side by side, on the device.
+
+        A date without data in any band is NaN in all of them. Other bands without data, and those of a pixel, are 0.
+        """
+        at = torch.from_numpy(self._place[ids])
+        x = torch.cat([self._zscores(part, self._rows(self._tables[part.sensor].values, at)) for part in parts], dim=-1)
+        if self._have_holes(parts):
+            empty = x.isnan()
+            x.masked_fill_(empty & ~empty.all(-1, keepdim=True) if self._is_series else empty, 0)
+        return x.to(dtype)
+
+    def marginals(self, parts: Sequence[Part], ids: np.ndarray, *, dtype: torch.dtype, seed: int, epoch: int, view: int) -> Tensor:
+        """As `take`, but every cell is of a row drawn for it alone out of all that have data there: the empirical marginals of the rows held.
+
+        A function of (seed, epoch, view's number, sample id, cell). NaN where none of nine rows drawn had data.
+        """
+        drawn = [self._drawn(part, ids, seed=seed, epoch=epoch, site=f"tables.marginals.{view}.{part.sensor}") for part in parts]
+        x = torch.cat([self._zscores(part, raw) for part, raw in zip(parts, drawn, strict=True)], dim=-1)
+        return x.to(dtype)
+
+    def _have_holes(self, parts: Sequence[Part]) -> bool:
+        return any(self._tables[part.sensor].holes for part in parts)
+
+    def _rows(self, values: Tensor, at: Tensor) -> Tensor:
+        """Rows `at` of a table, on the device."""
+        raw = torch.empty((len(at), *values.shape[1:]), dtype=values.dtype, device=values.device, pin_memory=self._pinned)
+        torch.index_select(values, 0, at.to(values.device), out=raw)
+        return raw.to(self._device, non_blocking=True)
+
+    def _zscores(self, part: Part, raw: Tensor) -> Tensor:
+        """float32 of stored numbers (..., C) of the part's sensor, its channels alone; NaN where there is no data."""
+        table = self._tables[part.sensor]
+        constants = table.center, table.gain, table.shift
+        if len(part.channels) < len(table.center):
+            chosen = torch.tensor(part.channels, device=raw.device)
+            raw, constants = raw.index_select(-1, chosen), [x.index_select(0, chosen) for x in constants]
+        center, gain, shift = constants
+        x = torch.addcmul(shift, raw.float() - center, gain)
+        return x.masked_fill_(raw == table.nodata, torch.nan) if table.holes else x
+
+    def _drawn(self, part: Part, ids: np.ndarray, *, seed: int, epoch: int, site: str) -> Tensor:
+        """Stored numbers (B, T, C) or (B, C), each out of a row of its own, on the device."""
+        table = self._tables[part.sensor]
+        shape, flat = table.values.shape[1:], table.values.flatten()
+        cells = shape.numel()
+        words = noise.words(seed=seed, site=site, step=epoch, ids=ids, blocks=np.arange(-(-cells // 4)))
+        rows = noise.to_range(words.reshape(len(ids), words.shape[1] * 4)[:, :cells], self._num_rows)
+        raw = flat.take(torch.from_numpy(rows * cells + np.arange(cells)).to(flat.device))
+        if table.holes:
+            self._draw_again(raw, table, ids, key=(seed, zlib.crc32(site.encode())), epoch=epoch)
+        return raw.unflatten(1, shape).to(self._device)
+
+    def _draw_again(self, raw: Tensor, table: Table, ids: np.ndarray, *, key: tuple[int, int], epoch: int) -> None:
+        """Put the first of eight more rows that has data into each cell of raw (B, T * C) that has none, in place."""
+        sample, cell = (raw == table.nodata).cpu().numpy().nonzero()
+        counters = np.empty((len(cell), _AGAIN, 4), np.uint64)
+        counters[..., 0], counters[..., 1] = (ids[sample] & 0xFFFFFFFF)[:, None], (ids[sample] >> 32)[:, None]
+        counters[..., 2], counters[..., 3] = epoch, _AGAIN_BLOCK + cell[:, None] * _AGAIN + np.arange(_AGAIN)
+        rows = noise.to_range(noise.uint32(key, counters).reshape(len(cell), _AGAIN * 4), self._num_rows)
+        where = torch.from_numpy(rows * raw.shape[1] + cell[:, None]).to(raw.device)
+        found = table.values.flatten().take(where)
+        first = (found != table.nodata).byte().argmax(1, keepdim=True)
+        raw[torch.from_numpy(sample).to(raw.device), torch.from_numpy(cell).to(raw.device)] = found.gather(1, first)[:, 0]
+
+
+def table_bytes(corpus: SeriesCorpus, parts: Sequence[Part], num_rows: int) -> int:
+    """Memory of `Tables` of so many rows."""
+    arrays = [corpus.values[sensor] for sensor in dict.fromkeys(part.sensor for part in parts)]
+    return sum(num_rows * int(np.prod(array.shape[1:])) * array.dtype.itemsize for array in arrays)
+
+
+def _table(corpus: SeriesCorpus, sensor: str, rows: np.ndarray, home: torch.device, device: torch.device, pool: ThreadPoolExecutor) -> Table:
+    values, holes = _read(corpus, sensor, rows, home, pool)
+    contract = corpus.contract(sensor)
+    scale, offset, mean, std = (np.array(x) for x in (contract.scale, contract.offset, contract.mean, contract.std))
+    raw_mean = (mean - offset) / scale
+    center = raw_mean.astype(np.float32)
+    constants = center, scale / std, (center.astype(np.float64) - raw_mean) * scale / std
+    return Table(values, *(torch.from_numpy(x.astype(np.float32)).to(device) for x in constants), contract.nodata, holes)
+
+
+def _read(corpus: SeriesCorpus, sensor: str, rows: np.ndarray, home: torch.device, pool: ThreadPoolExecutor) -> tuple[Tensor, bool]:
+    """The sensor's rows in memory of `home`, and whether any of their values is nodata."""
+    array = corpus.values[sensor]
+    step, nodata = (array.shards or array.chunks)[0], array.attrs["nodata"]
+    out = torch.empty((len(rows), *array.shape[1:]), dtype=getattr(torch, str(array.dtype)), device=home)
+
+    def read(start: int) -> bool:
+        first, last = np.searchsorted(rows, (start, start + step))
+        if first == last:
+            return False
+        block = _read_block(corpus, sensor, rows[first:last], start, nodata)
+        out[first:last] = torch.from_numpy(block)
+        return bool((block == nodata).any())
+
+    return out, any(list(pool.map(read, range(0, len(corpus), step))))
+
+
+def _read_block(corpus: SeriesCorpus, sensor: str, rows: np.ndarray, start: int, nodata: int) -> np.ndarray:
+    """Rows of the shard that begins at row `start`."""
+    array, path = corpus.values[sensor], corpus.path
+    step, folder = (array.shards or array.chunks)[0], corpus.kind
+    # Whole shards, but where fewer chunks than that hold all that is wanted.
+    few = len(rows) * array.chunks[0] < step
+    part, of = (rows, slice(None)) if few else (slice(start, start + step), rows - start)
+    block = np.array(read_rows(array, part, path / folder / sensor)[of])
+    if corpus.kind == "series":
+        block[~read_rows(corpus.valid[sensor], part, path / "valid" / sensor)[of]] = nodata
+    if block.dtype.kind == "f":
+        block[~np.isfinite(block)] = nodata
+    return block
