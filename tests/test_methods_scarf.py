@@ -10,52 +10,65 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from method_cases import make, make_batch  # noqa: E402
 
-from dsengine.data.sample import Batch
+from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
 from dsengine.methods.scarf import corrupt
 
 
 def _batch(rows: int, *shape: int, step: int = 1) -> Batch:
-    return Batch((torch.randn(rows, *shape),), torch.arange(rows) * 3, seed=7, step=step)
+    """Rows, and beside each what the loader drew from the marginals: other numbers."""
+    return Batch((torch.randn(rows, *shape), 100 + torch.randn(rows, *shape)), torch.arange(rows) * 3, seed=7, step=step)
 
 
 @pytest.mark.parametrize("shape", [(12,), (36,), (10, 12)])
 @pytest.mark.parametrize("rate", [0.2, 0.6])
 def test_views_are_two_tensors_that_differ_in_the_rate_asked_for(shape: tuple[int, ...], rate: float) -> None:
     batch = _batch(2048, *shape)
-    kept = batch.views[0].clone()
+    kept = [x.clone() for x in batch.views]
     other = corrupt(batch, rate)
-    assert other.data_ptr() != batch.views[0].data_ptr() and torch.equal(batch.views[0], kept)
-    # A cell that draws its own row stays as it was: one in 2048.
-    assert abs((other != batch.views[0]).double().mean().item() - rate * (1 - 1 / 2048)) < 0.02
-    shares = (other != batch.views[0]).flatten(1).double().mean(0)
-    assert (shares - rate).abs().max() < 0.06  # of every cell alike
+    assert other.data_ptr() not in [x.data_ptr() for x in batch.views] and all(torch.equal(x, y) for x, y in zip(batch.views, kept))
+    changed = other != batch.views[0]
+    assert torch.equal(other[changed], batch.views[1][changed])
+    assert abs(changed.double().mean().item() - rate) < 0.02
+    assert (changed.flatten(1).double().mean(0) - rate).abs().max() < 0.06  # of every cell alike
 
 
-def test_every_sample_has_a_mask_of_its_own_and_every_cell_a_row_of_its_own() -> None:
+def test_every_sample_has_a_mask_of_its_own() -> None:
     batch = _batch(512, 12)
-    other = corrupt(batch, 0.6)
-    masks = {tuple(row) for row in (other != batch.views[0]).tolist()}
+    masks = {tuple(row) for row in (corrupt(batch, 0.6) != batch.views[0]).tolist()}
     assert len(masks) > 450
-    column = {value: row for row, value in enumerate(batch.views[0][:, 3].tolist())}
-    sources = [column[value] for value in other[:, 3].tolist()]  # each value is one of its own column
-    moved = [source for row, source in enumerate(sources) if source != row]
-    assert len(set(moved)) > 150
+
+
+def test_missing_dates_stay_missing_and_none_goes_missing_and_the_rate_is_of_the_others() -> None:
+    batch = _batch(2048, 10, 12)
+    x, drawn = batch.views
+    x[torch.rand(2048, 10) < 0.3] = torch.nan
+    drawn[torch.rand(drawn.shape) < 0.01] = torch.nan  # where the loader found no donor
+    other = corrupt(batch, 0.6)
+    assert torch.equal(other.isnan(), x.isnan())
+    there = ~x.isnan() & ~drawn.isnan()
+    assert abs((other != x)[there].double().mean().item() - 0.6) < 0.01
+    assert torch.equal(other[~there].nan_to_num(9), x[~there].nan_to_num(9))
 
 
 def test_a_corruption_belongs_to_sample_and_step_and_not_to_the_place_in_the_batch() -> None:
     batch = _batch(64, 12)
-    mask = corrupt(batch, 0.5) != batch.views[0]
-    flipped = batch._replace(sample_id=batch.sample_id.flip(0), views=(batch.views[0].flip(0),))
-    other = corrupt(flipped, 0.5) != flipped.views[0]
-    assert (other.flip(0) == mask).double().mean() > 0.95  # rows drawn by number may be the row itself in one order
+    other = corrupt(batch, 0.5)
+    flipped = batch._replace(sample_id=batch.sample_id.flip(0), views=tuple(x.flip(0) for x in batch.views))
+    assert torch.equal(corrupt(flipped, 0.5).flip(0), other)
+    mask = other != batch.views[0]
     assert ((corrupt(batch._replace(step=2), 0.5) != batch.views[0]) == mask).double().mean() < 0.6
+
+
+def test_it_asks_for_the_marginals_of_what_it_looks_at() -> None:
+    method = make("scarf", sensor="s2")
+    assert method.views == (View(sensor="s2"), View(sensor="s2", of="marginals"))
 
 
 def test_the_loss_is_nt_xent_of_a_row_and_its_corruption() -> None:
     method = make("scarf", temperature=0.5).double()
     batch = make_batch(method, rows=5)
-    batch = batch._replace(views=(batch.views[0].double(),))
+    batch = batch._replace(views=tuple(view.double() for view in batch.views))
     x = torch.cat((batch.views[0], corrupt(batch, 0.6)))
     z = torch.nn.functional.normalize(method.projector(method.encoders["all"](x).pooled), dim=1).tolist()
     dot = lambda a, b: sum(p * q for p, q in zip(a, b)) / 0.5  # noqa: E731

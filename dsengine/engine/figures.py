@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from dsengine.corpus import Corpus
+from dsengine.corpus import Corpus, SeriesCorpus
 from dsengine.data.sample import Batch, View, band_names
 from dsengine.engine.log import read_metrics
 
@@ -30,9 +30,11 @@ def draw_losses(run: Path) -> Path:
     return _save(figure, run / "figures" / "loss.png")
 
 
-def draw_views(batch: Batch, corpus: Corpus, views: tuple[View, ...], path: Path, *, titles: tuple[str, ...] = ()) -> Path:
-    """The first samples of a batch: for each view true colour (or its first three bands) and its last band."""
+def draw_views(batch: Batch, corpus: Corpus | SeriesCorpus, views: tuple[View, ...], path: Path, *, titles: tuple[str, ...] = ()) -> Path:
+    """The first samples of a batch: for each view true colour (or its first three bands) and its last band; of pixels and series, curves."""
     count = min(_SAMPLES, batch.sample_id.shape[0])
+    if batch.views[0].ndim < 4:
+        return _draw_rows(batch, corpus, views, path, count=count)
     figure = Figure(figsize=(1.6 * count, 3.4 * len(views)), layout="constrained")
     axes = figure.subplots(2 * len(views), count, squeeze=False)
     for v, (view, x) in enumerate(zip(views, batch.views)):
@@ -51,7 +53,22 @@ def draw_views(batch: Batch, corpus: Corpus, views: tuple[View, ...], path: Path
     return _save(figure, path)
 
 
-def draw_pictures(scores: dict[str, Tensor], batch: Batch, corpus: Corpus, views: tuple[View, ...], folder: Path) -> list[Path]:
+def _draw_rows(batch: Batch, corpus: Corpus | SeriesCorpus, views: tuple[View, ...], path: Path, *, count: int) -> Path:
+    """z-scores of pixels against their bands, of series against their dates, one line a band; dates that are missing are gaps."""
+    figure = Figure(figsize=(2.2 * count, 2.0 * len(views)), layout="constrained")
+    axes = figure.subplots(len(views), count, squeeze=False, sharey=True)
+    for v, (view, x) in enumerate(zip(views, batch.views)):
+        names = band_names(view, corpus.bands)
+        for i in range(count):
+            axes[v, i].plot(x[i].float().cpu().numpy(), linewidth=0.8, marker=".", markersize=2)
+            axes[v, i].set_xlabel("date" if x.ndim == 3 else f"band, {names[0]} to {names[-1]}", fontsize=7)
+            axes[v, i].tick_params(labelsize=6)
+            axes[0, i].set_title(f"sample {int(batch.sample_id[i])}", fontsize=8)
+        axes[v, 0].set_ylabel(f"view {v + 1}: {view.sensor or 'all sensors'}", fontsize=7)
+    return _save(figure, path)
+
+
+def draw_pictures(scores: dict[str, Tensor], batch: Batch, corpus: Corpus | SeriesCorpus, views: tuple[View, ...], folder: Path) -> list[Path]:
     """NAME.png for each picture (n, C, h, w) that the method returned: its samples under the same ones of the first view."""
     drawn = []
     for name, picture in scores.items():

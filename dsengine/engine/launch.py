@@ -30,14 +30,15 @@ from dsengine.config import RunConfig
 from dsengine.corpus import open_corpus
 from dsengine.corpus.default import default_corpus
 from dsengine.corpus.storage import absolute
-from dsengine.data.loader import plan_tier
-from dsengine.data.plan import make_plan
+from dsengine.data.open import check_request
 from dsengine.data.sample import sized
 from dsengine.engine import checkpoint, plan
 from dsengine.engine.train import fresh_method, train
 from dsengine.errors import RunError, UsageError
+from dsengine.methods import corpus_kind
 
 _LOCK = ".lock"
+_ENCODERS = {"patches": "resnet18", "pixels": "resmlp", "series": "temporal"}  # of a run that names none
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 # What a resumed run may change; every other setting decides what the figures of the run mean.
@@ -51,7 +52,7 @@ def configure(settings: dict, *, resume: bool = False) -> RunConfig:
     UsageError names a setting that a resumed run may not change.
     """
     if not resume:
-        return configuration.resolve(settings)
+        return configuration.resolve(_with_encoder(settings))
     if settings.get("out") is None:
         raise UsageError("--resume: name the run folder to go on with, --out DIR")
     path = Path(settings["out"]) / "config.yaml"
@@ -67,6 +68,18 @@ def configure(settings: dict, *, resume: bool = False) -> RunConfig:
     return config
 
 
+def _with_encoder(settings: dict) -> dict:
+    """`settings` with an encoder for what the corpus holds, where none is named."""
+    chosen = settings.get("encoder")
+    if isinstance(chosen, str) or (isinstance(chosen, dict) and "name" in chosen):
+        return settings
+    try:
+        kind = corpus_kind(configuration.resolve(settings).method) if settings.get("corpus") is None else open_corpus(settings["corpus"]).kind
+    except UsageError:
+        return settings  # the run refuses it, in its own words
+    return configuration.merge(settings, {"encoder": {"name": _ENCODERS[kind]}})
+
+
 def run(config: RunConfig, *, resume: bool = False) -> Path:
     """Train `config` on as many ranks as it asks for; returns the run folder.
 
@@ -74,16 +87,15 @@ def run(config: RunConfig, *, resume: bool = False) -> Path:
     """
     kind, ranks = _ranks(config)
     if config.corpus is None:
-        config = replace(config, corpus=str(default_corpus()))
+        config = replace(config, corpus=str(default_corpus(corpus_kind(config.method))))
     corpus = open_corpus(config.corpus)
     contract = corpus.contract()
     if resume:
         checkpoint.check_resumable(Path(config.out), contract, what=f"corpus {config.corpus}")
     config = replace(config, corpus=absolute(config.corpus))
     config = plan.complete(config, corpus, ranks=ranks, device=torch.device(kind))
-    asked = make_plan(corpus, sized(fresh_method(config, corpus.bands).views, config.data.size), global_batch=config.train.batch_size,
-                      where=config.data.where, device=kind)
-    plan_tier(asked, config.data.resident, ranks=ranks)
+    check_request(corpus, sized(fresh_method(config, corpus.bands).views, config.data.size), global_batch=config.train.batch_size,
+                  where=config.data.where, device=kind, resident=config.data.resident, ranks=ranks)
     folder = _run_folder(config, resume)
     with _only_writer(folder):
         _write_config(config, folder)

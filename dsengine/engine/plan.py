@@ -6,13 +6,15 @@ from dataclasses import replace
 
 import torch
 
-from dsengine import methods
+from dsengine import methods, plugin
 from dsengine.config import RunConfig
-from dsengine.corpus import Corpus
+from dsengine.corpus import Corpus, SeriesCorpus
 from dsengine.data.labels import label_tables
 from dsengine.data.sample import default_crop
 from dsengine.engine.settings import TrainConfig
 from dsengine.errors import UsageError
+
+_TAKES = {"image": "patches", "pixel": "pixels", "series": "series"}  # INPUT of an encoder's file -> kind of corpus
 
 
 def choose_device(gpus: int | None) -> tuple[str, int]:
@@ -24,15 +26,14 @@ def choose_device(gpus: int | None) -> tuple[str, int]:
     return ("cuda", wanted) if wanted else ("cpu", 0)
 
 
-def complete(config: RunConfig, corpus: Corpus, *, ranks: int, device: torch.device) -> RunConfig:
+def complete(config: RunConfig, corpus: Corpus | SeriesCorpus, *, ranks: int, device: torch.device) -> RunConfig:
     """`config` with nothing left open in `train` and `data`; UsageError where the numbers do not fit."""
-    size = _given(config.data.size, default_crop(corpus.patch_size))
-    if size > corpus.patch_size:
-        raise UsageError(f"data.size={size} does not fit the corpus's patches of {corpus.patch_size} px")
+    size = _crop(config.data.size, corpus)
+    _check_encoders(config, corpus)
     rows = len(corpus.rows("train", config.data.where))
     train = config.train
     batch = _given(train.batch_size, _batch_size(rows, ranks))
-    _check_batch(batch, rows, ranks, "" if config.data.where is None else f" with data.where={config.data.where}")
+    _check_batch(batch, rows, ranks, corpus.kind, "" if config.data.where is None else f" with data.where={config.data.where}")
     group = _given(train.bn_group, _largest_divisor(batch // ranks, at_most=128))
     _check_group(group, batch, ranks)
     steps = rows // batch
@@ -42,6 +43,32 @@ def complete(config: RunConfig, corpus: Corpus, *, ranks: int, device: torch.dev
     data = replace(config.data, size=size, threads=_given(config.data.threads, max(1, min(8, cores // ranks))))
     method = methods.complete(config.method, config.method_config, label_tables(corpus))
     return replace(config, train=train, data=data, method_config=method)
+
+
+def _crop(size: int | None, corpus: Corpus | SeriesCorpus) -> int | None:
+    """Side of the crops; None where there is nothing to crop."""
+    if isinstance(corpus, SeriesCorpus):
+        if size is not None:
+            raise UsageError(f"data.size={size}: {corpus.path} holds {corpus.kind}, which have no crops; leave it out")
+        return None
+    size = _given(size, default_crop(corpus.patch_size))
+    if size > corpus.patch_size:
+        raise UsageError(f"data.size={size} does not fit the corpus's patches of {corpus.patch_size} px")
+    return size
+
+
+def _check_encoders(config: RunConfig, corpus: Corpus | SeriesCorpus) -> None:
+    """UsageError for an encoder that does not take what the corpus holds."""
+    for key in methods.inputs(config.method, config.method_config):
+        name, _ = config.encoder_of(key)
+        if _takes(name) != corpus.kind:
+            legal = [other for other in plugin.names("dsengine.encoders") if _takes(other) == corpus.kind]
+            raise UsageError(f"encoder {name} takes {_takes(name)}, and {corpus.path} holds {corpus.kind}; legal: {', '.join(legal)}")
+
+
+def _takes(encoder: str) -> str:
+    """The kind of corpus that the encoder is for."""
+    return _TAKES[getattr(plugin.find("dsengine.encoders", encoder), "INPUT", "image")]
 
 
 def _given(value: int | None, default: int) -> int:
@@ -62,11 +89,11 @@ def _batch_size(rows: int, ranks: int) -> int:
     return min(max(rows // 4 // step * step, step), 1024 // step * step)
 
 
-def _check_batch(batch: int, rows: int, ranks: int, met: str) -> None:
+def _check_batch(batch: int, rows: int, ranks: int, kind: str, met: str) -> None:
     if rows < 2:
-        raise UsageError(f"corpus: its train split has {rows} patches{met}; at least 2 are needed")
+        raise UsageError(f"corpus: its train split has {rows} {kind}{met}; at least 2 are needed")
     if batch > rows:
-        raise UsageError(f"train.batch_size={batch} is larger than the corpus's train split of {rows} patches{met}")
+        raise UsageError(f"train.batch_size={batch} is larger than the corpus's train split of {rows} {kind}{met}")
     if batch % ranks:
         raise UsageError(f"train.batch_size={batch} does not divide among {ranks} ranks; "
                          f"legal near it: {batch // ranks * ranks or ranks}, {(batch // ranks + 1) * ranks}")

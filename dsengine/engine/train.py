@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from dsengine import config as configuration
 from dsengine.config import RunConfig
-from dsengine.corpus import Band, Corpus, open_corpus
+from dsengine.corpus import Band, Corpus, SeriesCorpus, open_corpus
+from dsengine.corpus.quarantine import marks
 from dsengine.data import order
-from dsengine.data.loader import FixedViews, Loader
-from dsengine.data.plan import make_triples
+from dsengine.data.loader import FixedViews
+from dsengine.data.open import can_tell_apart, open_heldout, open_loader
 from dsengine.data.sample import band_numbers, num_channels, sized
 from dsengine.dist import World, mean_over_ranks_
 from dsengine.encoders import build_encoder
@@ -54,9 +55,10 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         checkpoint.restore(saved, method, optimizer, device)
 
     with ExitStack() as stack:
-        loader = stack.enter_context(Loader(corpus, views, setting.batch_size, rank=world.rank, world=world.size,
-                                            prefetch=config.data.prefetch, resident=config.data.resident, **common))
-        heldout_split = _heldout_split(corpus, views, config.data.where)
+        loader = stack.enter_context(open_loader(corpus, views, setting.batch_size, rank=world.rank, world=world.size,
+                                                 prefetch=config.data.prefetch, resident=config.data.resident, **common))
+        # Telling one place from itself would measure nothing: then unseen views, but of places that training sees.
+        heldout_split = "val" if can_tell_apart(corpus, views, "val", config.data.where) else "all"
         heldout = _heldout(corpus, views, setting.heldout_samples, common, split=heldout_split)
         if heldout is not None:
             stack.enter_context(heldout)
@@ -64,13 +66,13 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
             loader.load_state_dict(saved.loader)
         total = plan.total_steps(setting, loader.steps_per_epoch)
         log = stack.enter_context(RunLog(run, total=total, start=start) if world.rank == 0 else SilentLog())
-        log.say(f"patches kept in memory: {loader.tier.kind} ({loader.tier.reason})")
+        log.say(f"{corpus.kind} kept in memory: {loader.tier.kind} ({loader.tier.reason})")
         if heldout is None:
-            log.say("no held-out loss: that takes 2 patches")
+            log.say(f"no held-out loss: that takes 2 {corpus.kind}")
         elif heldout_split == "all":
             log.say("held-out loss: fixed views of all splits, because the val split lies in fewer than 2 places, or all of it in one neighbourhood")
-        if held_back := int((corpus.index.quarantine != 0).sum()):
-            log.say(f"patches in quarantine, left out: {held_back}")
+        if held_back := int((marks(corpus) != 0).sum()):
+            log.say(f"{corpus.kind} in quarantine, left out: {held_back}")
         for sentence in passed_over:
             log.say(f"passed over a damaged checkpoint: {sentence}")
         if start:
@@ -137,38 +139,20 @@ def fresh_method(config: RunConfig, bands: Sequence[Band]) -> Method:
         return build_method(config.method, encoders=encoders, **vars(config.method_config))
 
 
-def _described(config: RunConfig, corpus: Corpus) -> dict[str, dict]:
+def _described(config: RunConfig, corpus: Corpus | SeriesCorpus) -> dict[str, dict]:
     """What each encoder was shown, for whoever loads it: places of its bands in the contract, and channels."""
     return {key: {"bands": band_numbers(view, corpus.bands), "in_channels": num_channels(view, corpus.bands)}
             for key, view in inputs(config.method, config.method_config).items()}
 
 
-def _heldout_split(corpus: Corpus, views: tuple, where: str | None) -> str:
-    """The val split. Where that is one place only, telling it from itself would measure nothing, and the fixed views are of all
-    splits: unseen views, but of places that training sees. For triples places are as far apart as their neighbour table reaches."""
-    if _num_places(corpus, "val", where) < 2:
-        return "all"
-    try:
-        make_triples(corpus, views, corpus.rows("val", where))
-    except UsageError:
-        return "all"
-    return "val"
-
-
-def _heldout(corpus: Corpus, views: tuple, most: int, common: dict, *, split: str) -> FixedViews | None:
+def _heldout(corpus: Corpus | SeriesCorpus, views: tuple, most: int, common: dict, *, split: str) -> FixedViews | None:
     """One repeatable pass over views that training never sees, or None where there are not two samples to compare."""
     rows = min(len(corpus.rows(split, common["where"])), most)
     if rows < 2:
         return None
     # The last batch takes what is left, and a sample alone has nobody to differ from.
     batch = next(size for size in range(min(rows, 64), 1, -1) if rows % size != 1)
-    return Loader.heldout(corpus, views, batch_size=batch, split=split, limit=most, **common)
-
-
-def _num_places(corpus: Corpus, split: str, where: str | None) -> int:
-    """Blocks of a quarter degree that the split's patches lie in."""
-    rows = corpus.rows(split, where)
-    return len(set(zip(np.floor(corpus.index.lon[rows] * 4), np.floor(corpus.index.lat[rows] * 4))))
+    return open_heldout(corpus, views, batch, split=split, limit=most, **common)
 
 
 @torch.no_grad()

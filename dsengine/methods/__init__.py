@@ -4,6 +4,7 @@ A file defines a frozen `Config`, one `Method` and `build(config, encoders) -> M
 - `inputs(config) -> {encoder's name: View}`: the encoders it wants, each with a view that it must be able to read (default: one,
   "all", of every band);
 - `complete(config, labels) -> Config`: fills what a run leaves open (None) from the label tables of the corpus;
+- `KIND = "pixels"` or `"series"`: what it is for, where that is not patches; decides the corpus of a run that names none;
 - `PRESETS = {name: {setting: value}}`: chosen by the setting `preset`, under any setting that is given itself.
 """
 
@@ -80,6 +81,11 @@ def complete(name: str, config: Any, labels: "Mapping[str, Labels]") -> Any:
     """`config` of the method `name` with what it leaves open filled from a corpus's `labels`; UsageError where that cannot be."""
     module = plugin.find(__name__, name)
     return module.complete(config, labels) if hasattr(module, "complete") else config
+
+
+def corpus_kind(name: str) -> str:
+    """What the method `name` is for: patches, pixels or series."""
+    return getattr(plugin.find(__name__, name), "KIND", "patches")
 
 
 def map_of(features: "Features", name: str) -> Tensor:

@@ -5,10 +5,12 @@
 
 Sources: Bahri et al., "SCARF: self-supervised contrastive learning using random feature corruption", ICLR 2022, alg. 1; the second paper
 (Patnala et al.) for pixels and series of them, whose cells are a band, or a band at a date. Where we depart, and why:
-- the rows that cells are drawn from are those of the global batch, not of the whole set: no second read, and as many marginals as rows.
+- the other rows are all of the training split that have data in the cell (`View(of="marginals")`): the empirical marginals of algorithm 1. Those
+  of the held-out loss are of the held-out rows.
 - every sample has its own mask, keyed by seed, step and sample id, and the batch is never written to: the second paper's code corrupts
   in place, so that its two views are one tensor, takes the same columns for the whole batch and all values from one row, and corrupts
   every other batch. `preset=parity` has its rate (20 %), temperature and heads, not those faults.
+- a date that is missing stays missing, and no date goes missing by corruption: rates are of the cells that are there.
 """
 
 from dataclasses import dataclass
@@ -17,7 +19,6 @@ import torch
 from torch import Tensor, nn
 
 from dsengine.data.sample import Batch, View
-from dsengine.dist import gather_rows
 from dsengine.errors import UsageError
 from dsengine.kernels import nt_xent
 from dsengine.methods import Method
@@ -26,7 +27,8 @@ from dsengine.nn.collapse import spread
 from dsengine.nn.heads import mlp
 
 PRESETS = {"parity": {"rate": 0.2, "temperature": 0.07, "hidden": 256, "out": 256}}
-_MASK_SITE, _ROW_SITE = noise.key("scarf.mask"), noise.key("scarf.row")
+KIND = "pixels"
+_MASK_SITE = noise.key("scarf.mask")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,7 @@ class Config:
 
 
 class Scarf(Method):
-    """One encoder, one view, and its corruption."""
+    """One encoder, one view, and its corruption by another."""
 
     def __init__(self, config: Config, encoders: dict[str, nn.Module]) -> None:
         super().__init__()
@@ -55,7 +57,7 @@ class Scarf(Method):
         self.encoders = nn.ModuleDict(encoders)
         (encoder,) = encoders.values()
         self.projector = mlp(encoder.dim, config.hidden, config.out)
-        self.views = (View(sensor=config.sensor),)
+        self.views = (View(sensor=config.sensor), View(sensor=config.sensor, of="marginals"))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         (encoder,) = self.encoders.values()
@@ -67,15 +69,12 @@ class Scarf(Method):
 
 
 def corrupt(batch: Batch, rate: float) -> Tensor:
-    """The first view (B, ...) with each cell replaced, with probability `rate`, by the same cell of a row of the global batch."""
-    x = batch.views[0]
+    """The first view (B, C) or (B, T, C) with each cell replaced, with probability `rate`, by that of the second; not where either is missing (NaN)."""
+    x, other = batch.views[0], batch.views[-1]
     if x.ndim > 3:
         raise UsageError(f"scarf takes pixels (B, C) or series (B, T, C), this corpus gives {tuple(x.shape)}; legal: a corpus of pixels or series")
-    cells, every = x.flatten(1), gather_rows(x.flatten(1), batch.world.group)
-    key = dict(seed=batch.seed, step=batch.step)
-    replaced = noise.uniform(batch.sample_id, cells.shape[1], site=_MASK_SITE, **key) < rate
-    rows = noise.below(batch.sample_id, cells.shape[1], len(every), site=_ROW_SITE, **key)
-    return torch.where(replaced, every.gather(0, rows), cells).view(x.shape)
+    drawn = noise.uniform(batch.sample_id, x.shape[1:].numel(), site=_MASK_SITE, seed=batch.seed, step=batch.step).view(x.shape)
+    return torch.where((drawn < rate) & ~x.isnan() & ~other.isnan(), other, x)
 
 
 def inputs(config: Config) -> dict[str, View]:
