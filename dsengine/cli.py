@@ -97,7 +97,9 @@ def _train(args: argparse.Namespace) -> int:
     file = [configuration.load_file(args.config)] if args.config else []
     settings = configuration.merge(*file, *given, *map(configuration.assignment, args.set))
     if args.print_config:
-        print(configuration.to_yaml(configuration.resolve(settings)), end="")
+        from dsengine.engine.launch import configure
+
+        print(configuration.to_yaml(configure(settings, resume=args.resume)), end="")
         return 0
     from dsengine.engine import launch
 
