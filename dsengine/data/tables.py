@@ -81,7 +81,7 @@ class Tables:
     def marginals(self, parts: Sequence[Part], ids: np.ndarray, *, dtype: torch.dtype, seed: int, epoch: int, view: int) -> Tensor:
         """As `take`, but every cell is of a row drawn for it alone out of all that have data there: the empirical marginals of the rows held.
 
-        A function of (seed, epoch, view's number, sample id, cell). NaN where none of nine rows drawn had data.
+        A function of (seed, epoch, view's number, sample id, cell). NaN where the sample itself has no data, or none of nine rows drawn had.
         """
         drawn = [self._drawn(part, ids, seed=seed, epoch=epoch, site=f"tables.marginals.{view}.{part.sensor}") for part in parts]
         x = torch.cat([self._zscores(part, raw) for part, raw in zip(parts, drawn, strict=True)], dim=-1)
@@ -116,12 +116,14 @@ class Tables:
         rows = noise.to_range(words.reshape(len(ids), words.shape[1] * 4)[:, :cells], self._num_rows)
         raw = flat.take(torch.from_numpy(rows * cells + np.arange(cells)).to(flat.device))
         if table.holes:
-            self._draw_again(raw, table, ids, key=(seed, zlib.crc32(site.encode())), epoch=epoch)
+            own = table.values.index_select(0, torch.from_numpy(self._place[ids]).to(flat.device)).flatten(1)
+            self._draw_again(raw, own != table.nodata, table, ids, key=(seed, zlib.crc32(site.encode())), epoch=epoch)
+            raw.masked_fill_(own == table.nodata, table.nodata)
         return raw.unflatten(1, shape).to(self._device)
 
-    def _draw_again(self, raw: Tensor, table: Table, ids: np.ndarray, *, key: tuple[int, int], epoch: int) -> None:
-        """Put the first of eight more rows that has data into each cell of raw (B, T * C) that has none, in place."""
-        sample, cell = (raw == table.nodata).cpu().numpy().nonzero()
+    def _draw_again(self, raw: Tensor, wanted: Tensor, table: Table, ids: np.ndarray, *, key: tuple[int, int], epoch: int) -> None:
+        """Put the first of eight more rows that has data into each wanted cell of raw (B, T * C) that has none, in place."""
+        sample, cell = (wanted & (raw == table.nodata)).cpu().numpy().nonzero()
         counters = np.empty((len(cell), _AGAIN, 4), np.uint64)
         counters[..., 0], counters[..., 1] = (ids[sample] & 0xFFFFFFFF)[:, None], (ids[sample] >> 32)[:, None]
         counters[..., 2], counters[..., 3] = epoch, _AGAIN_BLOCK + cell[:, None] * _AGAIN + np.arange(_AGAIN)

@@ -15,13 +15,14 @@ from dsengine import config as configuration
 from dsengine.config import RunConfig
 from dsengine.corpus import Band, Corpus, SeriesCorpus, open_corpus
 from dsengine.corpus.quarantine import marks
+from dsengine.corpus.schema import Contract
 from dsengine.data import order
 from dsengine.data.loader import FixedViews
 from dsengine.data.open import can_tell_apart, open_heldout, open_loader
 from dsengine.data.sample import band_numbers, num_channels, sized
 from dsengine.dist import World, mean_over_ranks_
-from dsengine.encoders import build_encoder
-from dsengine.engine import alarms, checkpoint, figures, optim, plan
+from dsengine.encoders import build_encoder, shape_of
+from dsengine.engine import alarms, checkpoint, figures, optim, plan, pretrained
 from dsengine.engine.log import Meter, RunLog, SilentLog
 from dsengine.engine.settings import TrainConfig
 from dsengine.engine.step import Step, forward, place, view_dtype
@@ -40,7 +41,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     corpus = open_corpus(config.corpus)
     contract = corpus.contract()
     setting = config.train
-    method = place(fresh_method(config, corpus.bands), setting.precision, device)
+    saved, passed_over = checkpoint.latest(run) if resume else (None, [])
+    method = place(fresh_method(config, corpus.bands, contract=contract if saved is None else None), setting.precision, device)
     set_groups(method, setting.bn_group, setting.batch_size // world.size)
     optimizer = optim.make_optimizer(method, setting)
     views = sized(method.views, config.data.size)
@@ -49,7 +51,6 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     rows = corpus.rows("train", config.data.where)
 
     # Where to start
-    saved, passed_over = checkpoint.latest(run) if resume else (None, [])
     start = 0 if saved is None else saved.step
     if saved is not None:
         checkpoint.restore(saved, method, optimizer, device)
@@ -70,9 +71,13 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         if heldout is None:
             log.say(f"no held-out loss: that takes 2 {corpus.kind}")
         elif heldout_split == "all":
-            log.say("held-out loss: fixed views of all splits, because the val split lies in fewer than 2 places, or all of it in one neighbourhood")
+            too_few = "lies in fewer than 2 places, or all of it in one neighbourhood" if corpus.kind == "patches" else f"has fewer than 2 {corpus.kind}"
+            log.say(f"held-out loss: fixed views of all splits, because the val split {too_few}")
         if held_back := int((marks(corpus) != 0).sum()):
             log.say(f"{corpus.kind} in quarantine, left out: {held_back}")
+        for key, encoder in method.encoders.items():
+            if encoder.origin:
+                log.say(f"encoder {key}: {encoder.origin}")
         for sentence in passed_over:
             log.say(f"passed over a damaged checkpoint: {sentence}")
         if start:
@@ -125,8 +130,12 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         figures.draw_losses(run)
 
 
-def fresh_method(config: RunConfig, bands: Sequence[Band]) -> Method:
-    """The method and its encoders for a corpus of `bands`, initialised from the seed alone, whatever ran in this process before."""
+def fresh_method(config: RunConfig, bands: Sequence[Band], *, contract: Contract | None = None) -> Method:
+    """The method and its encoders for a corpus of `bands`, initialised from the seed alone, whatever ran in this process before.
+
+    contract: the corpus's, for encoders to begin with the weights of `encoder.weights`; None: they are left as initialised. Either way an
+    encoder's `origin` says in one line where its weights come from, "" where from the seed.
+    """
     wanted = inputs(config.method, config.method_config)
     for key in config.encoders.keys() - wanted.keys():
         raise UsageError(f"encoders.{key}: {config.method} has no such input; {nearest(key, wanted)}")
@@ -135,7 +144,8 @@ def fresh_method(config: RunConfig, bands: Sequence[Band]) -> Method:
         encoders = {}
         for key, view in wanted.items():
             name, settings = config.encoder_of(key)
-            encoders[key] = build_encoder(name, num_channels(view, bands), **vars(settings))
+            encoders[key] = encoder = build_encoder(name, num_channels(view, bands), **shape_of(vars(settings)))
+            encoder.origin = "" if contract is None else pretrained.start(encoder, settings, contract, key=key, numbers=band_numbers(view, bands))
         return build_method(config.method, encoders=encoders, **vars(config.method_config))
 
 

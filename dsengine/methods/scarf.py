@@ -10,7 +10,7 @@ Sources: Bahri et al., "SCARF: self-supervised contrastive learning using random
 - every sample has its own mask, keyed by seed, step and sample id, and the batch is never written to: the second paper's code corrupts
   in place, so that its two views are one tensor, takes the same columns for the whole batch and all values from one row, and corrupts
   every other batch. `preset=parity` has its rate (20 %), temperature and heads, not those faults.
-- a date that is missing stays missing, and no date goes missing by corruption: rates are of the cells that are there.
+- what has no data stays so, and nothing loses its data by corruption: rates are of the cells that are there.
 """
 
 from dataclasses import dataclass
@@ -69,7 +69,7 @@ class Scarf(Method):
 
 
 def corrupt(batch: Batch, rate: float) -> Tensor:
-    """The first view (B, C) or (B, T, C) with each cell replaced, with probability `rate`, by that of the second; not where either is missing (NaN)."""
+    """The first view (B, C) or (B, T, C) with each cell replaced, with probability `rate`, by that of the second; not where either has no data (NaN)."""
     x, other = batch.views[0], batch.views[-1]
     if x.ndim > 3:
         raise UsageError(f"scarf takes pixels (B, C) or series (B, T, C), this corpus gives {tuple(x.shape)}; legal: a corpus of pixels or series")
