@@ -37,10 +37,11 @@ def build_encoder(name: str, in_channels: int = 14, *, bands: Sequence[str] | No
     """An encoder: freshly initialised, or with the public weights of the setting `weights`. config: the encoder's own settings.
 
     in_channels: bands of the view. bands: their names, which public weights are fitted to. Raises UsageError for an unknown name or setting,
-    with the nearest legal ones, and for weights that do not fit.
+    with the nearest legal ones, and for weights that do not fit. Its `recipe` is its name and the settings of its shape.
     """
     settings = plugin.configure(__name__, name, config)
     encoder = plugin.find(__name__, name).build(settings, in_channels)
+    encoder.recipe = {"name": name, **shape_of(vars(settings))}
     if (path := getattr(settings, "weights", None)) is None:
         return encoder
     if Path(path).is_dir():

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from dsengine.corpus.schema import Contract
-from dsengine.encoders import build_encoder
+from dsengine.encoders import build_encoder, shape_of
 from dsengine.errors import RunError, UsageError, nearest
 
 
@@ -126,9 +126,9 @@ def load_encoder(path: str | Path, name: str | None = None) -> tuple[nn.Module, 
     every = {"bands": list(range(len(checkpoint.contract.bands))), "in_channels": len(checkpoint.contract.bands)}
     shown = (checkpoint.inputs or {}).get(name, every)
     settings = dict(checkpoint.config.get("encoders", {}).get(name, checkpoint.config["encoder"]))
-    encoder = build_encoder(settings.pop("name"), shown["in_channels"], **settings)
+    encoder = build_encoder(settings.pop("name"), shown["in_channels"], **shape_of(settings))
     encoder.load_state_dict({k.removeprefix(prefix): v for k, v in weights.items() if k.startswith(prefix)})
-    return encoder.eval(), _of_bands(checkpoint.contract, shown["bands"])
+    return encoder.eval(), of_bands(checkpoint.contract, shown["bands"])
 
 
 def _chosen(weights: dict, name: str | None) -> tuple[str, str]:
@@ -141,7 +141,7 @@ def _chosen(weights: dict, name: str | None) -> tuple[str, str]:
     return name or names[0], f"encoders.{name or names[0]}."
 
 
-def _of_bands(contract: Contract, numbers: list[int]) -> Contract:
+def of_bands(contract: Contract, numbers: list[int]) -> Contract:
     """`contract` of some of its bands alone."""
     parts = {key: tuple(getattr(contract, key)[n] for n in numbers) for key in ("bands", "units", "scale", "offset", "mean", "std")}
     return replace(contract, **parts)
