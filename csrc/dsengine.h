@@ -86,8 +86,34 @@ typedef struct {
 DSE_API int dse_unfilter_streams_cpu(const dse_unfilter_streams_args* args, int32_t num_threads);
 DSE_API int dse_unfilter_streams_cuda(const dse_unfilter_streams_args* args, void* stream);
 
+// Windows of chunks of the fixed-width codec: pixels of 1 or 2 bytes, all chunks of one size. See bitpack/bitpack.h.
+typedef struct {
+  const uint8_t* in;
+  uint8_t* out;           // of each chunk its window, (planes, window_height, window_width)
+  const int64_t* chunks;  // (num_chunks, 5): offset in `in`, bytes, offset in `out`, first row, first column
+  int64_t in_bytes, out_bytes, num_chunks, planes;
+  int32_t height, width, itemsize, window_height, window_width;
+} dse_bitpack_args;
+
+// A row that leaves a buffer or its chunk is refused, and so is damage, after all other chunks are decoded. On a GPU such a row is
+// skipped, and of a damaged chunk the tiles that cannot be found are 0 or left as they were.
+DSE_API int dse_bitpack_cpu(const dse_bitpack_args* args, int32_t num_threads, int32_t isa);
+DSE_API int dse_bitpack_cuda(const dse_bitpack_args* args, void* stream);
+
+// One chunk of (planes, height, width) pixels; predict: tiles may be coded by what their neighbours in it say. nodata: a value whose
+// pixels are masked where that is cheaper, or one that no pixel has. Returns its bytes in `out`, which has dse_bitpack_bound of them;
+// both return -1 for sizes that are out of range.
+DSE_API int64_t dse_bitpack_encode(const void* in, uint8_t* out, int64_t planes, int64_t height, int64_t width, int32_t itemsize, int32_t is_signed,
+                                   int32_t predict, int32_t nodata, int32_t isa);
+DSE_API int64_t dse_bitpack_bound(int64_t planes, int64_t height, int64_t width, int32_t itemsize);
+
 // Chunks of shard files, or of memory, to patches: read, crc32c compared, decoded. See decode/read_cpu.cpp.
-enum dse_compressor { DSE_STORED = 0, DSE_BLOSC = 1, DSE_RAW = 2 };  // none; Blosc 1 frames of LZ4; left compressed, crc32c included
+enum dse_compressor {
+  DSE_STORED = 0,
+  DSE_BLOSC = 1,   // Blosc 1 frames of LZ4
+  DSE_RAW = 2,     // left compressed, crc32c included
+  DSE_BITPACK = 3  // the fixed-width codec
+};
 enum { DSE_READ_SLACK = 64 };  // bytes after a chunk in memory that may be read; what they are does not matter
 
 typedef struct {
@@ -98,6 +124,7 @@ typedef struct {
   int32_t compressor;  // dse_compressor; DSE_RAW: patch_bytes is 1, and a chunk begins at its row
   int32_t checked;     // a crc32c closes each chunk
   int32_t fill;        // int16 value of patches that are not stored
+  int32_t height, width;  // DSE_BITPACK: of a patch of int16
 } dse_read_array;
 
 typedef struct {

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <atomic>
 
+#include "bitpack/unpack.h"
 #include "decode/blosc.h"
 #include "decode/crc32c.h"
 #include "threads.h"
@@ -63,15 +64,22 @@ bool read_whole(int file, uint8_t* to, int64_t bytes, int64_t offset) {
   return true;
 }
 
-typedef bool (*Decode)(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch);
+// Decoders of one instruction set.
+struct Decode {
+  bool (*frame)(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch);
+  bool (*tiles)(const uint8_t* in, int64_t size, const Tiling& tiling, uint8_t* out);
+};
 
-bool decode_portable(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) { return decode_frame(in, size, out, want, scratch); }
-DSE_AVX2 bool decode_avx2(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) {
+DSE_ALWAYS bool decode_tiles(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) { return unpack_chunk(in, size, t, {0, 0, t.height, t.width}, out); }
+
+bool frame_portable(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) { return decode_frame(in, size, out, want, scratch); }
+DSE_AVX2 bool frame_avx2(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) { return decode_frame(in, size, out, want, scratch); }
+DSE_AVX512 bool frame_avx512(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) {
   return decode_frame(in, size, out, want, scratch);
 }
-DSE_AVX512 bool decode_avx512(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) {
-  return decode_frame(in, size, out, want, scratch);
-}
+bool tiles_portable(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) { return decode_tiles(in, size, t, out); }
+DSE_AVX2 bool tiles_avx2(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) { return decode_tiles(in, size, t, out); }
+DSE_AVX512 bool tiles_avx512(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) { return decode_tiles(in, size, t, out); }
 
 // The bytes of a chunk: in memory, or read to `room`, which has `room_bytes`; null where they are not all there.
 const uint8_t* chunk_bytes(const dse_read_array& array, const ChunkRow& chunk, File& file, uint8_t* room, int64_t room_bytes) {
@@ -93,7 +101,9 @@ bool crc_is_right(const dse_read_array& array, const uint8_t* in, int64_t body, 
   return !array.checked || (body >= 0 && crc32c(in, body, fast) == (uint32_t)load32(in + body));
 }
 
-bool read_chunk(const dse_read_args& a, const ChunkRow& chunk, File& file, uint8_t* scratch, Decode decode, bool fast) {
+Tiling patch_tiling(const dse_read_array& a) { return {a.patch_bytes / 2 / a.height / a.width, a.height, a.width, 2}; }
+
+bool read_chunk(const dse_read_args& a, const ChunkRow& chunk, File& file, uint8_t* scratch, const Decode& decode, bool fast) {
   const dse_read_array& array = a.arrays[chunk.array];
   uint8_t* out = array.out + chunk.row * array.patch_bytes;
   const int64_t body = chunk.bytes - (array.checked ? (int64_t)kCrcBytes : 0);
@@ -110,16 +120,23 @@ bool read_chunk(const dse_read_args& a, const ChunkRow& chunk, File& file, uint8
   const int64_t planes = frame_scratch(array.patch_bytes);
   const uint8_t* in = chunk_bytes(array, chunk, file, scratch + planes, a.scratch_bytes - planes - kSlack);
   if (!in || !crc_is_right(array, in, body, fast)) return false;
-  if (array.compressor == DSE_BLOSC) return planes <= a.scratch_bytes && decode(in, body, out, array.patch_bytes, scratch);
+  if (array.compressor == DSE_BLOSC) return planes <= a.scratch_bytes && decode.frame(in, body, out, array.patch_bytes, scratch);
+  if (array.compressor == DSE_BITPACK) return decode.tiles(in, body, patch_tiling(array), out);
   if (body != array.patch_bytes) return false;
   memcpy(out, in, body);
   return true;
 }
 
+bool bitpack_is_legal(const dse_read_array& a) {
+  if (a.height < 1 || a.width < 1) return false;
+  return patch_tiling(a).legal() && patch_tiling(a).pixels() * 2 == a.patch_bytes;
+}
+
 bool arguments_are_legal(const dse_read_args& a) {
   for (int64_t k = 0; k < a.num_arrays; ++k) {
     const dse_read_array& array = a.arrays[k];
-    if (array.compressor < DSE_STORED || array.compressor > DSE_RAW) return false;
+    if (array.compressor < DSE_STORED || array.compressor > DSE_BITPACK) return false;
+    if (array.compressor == DSE_BITPACK && !bitpack_is_legal(array)) return false;
     if (array.compressor == DSE_RAW ? array.patch_bytes != 1 : array.patch_bytes < 0 || array.patch_bytes % 2) return false;
   }
   for (int64_t k = 0; k < a.num_chunks; ++k) {
@@ -136,9 +153,9 @@ int64_t dse_read_scratch(int64_t chunk_bytes, int64_t patch_bytes) { return chun
 int dse_read_cpu(const dse_read_args* args, int32_t num_threads, int32_t isa) {
   const dse_read_args& a = *args;
   if (num_threads < 1 || !arguments_are_legal(a)) return DSE_BAD_ARGUMENT;
-  const Decode decode = function_of(isa, decode_portable, decode_avx2, decode_avx512);
-  if (!decode) return DSE_BAD_ISA;
-  const bool fast = decode != decode_portable;
+  const Decode decode = {function_of(isa, frame_portable, frame_avx2, frame_avx512), function_of(isa, tiles_portable, tiles_avx2, tiles_avx512)};
+  if (!decode.frame) return DSE_BAD_ISA;
+  const bool fast = decode.frame != frame_portable;
   // Few at once, for the threads to end together; more than one, so that a file with many of them is opened once.
   const int64_t at_once = std::clamp<int64_t>(a.num_chunks / (8 * num_threads), 1, kMostAtOnce);
   std::atomic<int64_t> next{0}, worker{0};

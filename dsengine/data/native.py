@@ -14,7 +14,7 @@ from dsengine.data.chunks import Located
 from dsengine.data.layout import ChunkLayout
 from dsengine.ops import library
 
-COMPRESSORS = {"none": 0, "blosc": 1}  # dse_compressor
+COMPRESSORS = {"none": 0, "blosc": 1, "bitpack": 3}  # dse_compressor
 RAW = 2
 LZ4_NAMES = ("lz4", "lz4hc")  # Blosc codecs whose streams are LZ4 blocks
 SLACK = 64  # DSE_READ_SLACK
@@ -22,7 +22,7 @@ SLACK = 64  # DSE_READ_SLACK
 
 def can_decode(layout: ChunkLayout) -> bool:
     """Whether the library decodes chunks of this array."""
-    return layout.compressor == "none" or layout.compressor == "blosc" and layout.cname in LZ4_NAMES
+    return layout.compressor in ("none", "bitpack") or layout.compressor == "blosc" and layout.cname in LZ4_NAMES
 
 
 def can_read(layout: ChunkLayout) -> bool:
@@ -111,4 +111,5 @@ def _patches(layout: ChunkLayout, out_BCHW: np.ndarray) -> library.ReadArray:
     """Decoded patches of `layout` as the place of the output; where the chunks come from is left to be said."""
     assert out_BCHW.dtype == np.int16 and out_BCHW.flags.c_contiguous and out_BCHW.shape[1:] == layout.patch_shape
     return library.ReadArray(out=out_BCHW.ctypes.data, num_patches=len(out_BCHW), patch_bytes=layout.patch_bytes,
-                             compressor=COMPRESSORS[layout.compressor], checked=layout.checked, fill=layout.fill_value)
+                             compressor=COMPRESSORS[layout.compressor], checked=layout.checked, fill=layout.fill_value,
+                             height=layout.patch_shape[1], width=layout.patch_shape[2])

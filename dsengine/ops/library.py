@@ -59,7 +59,7 @@ class ReadArray(Structure):
     """dse_read_array."""
 
     _fields_ = [("prefix", c_char_p), ("suffix", c_char_p), ("data", c_void_p), ("out", c_void_p), ("data_bytes", c_int64), ("num_patches", c_int64),
-                ("patch_bytes", c_int64), ("compressor", c_int32), ("checked", c_int32), ("fill", c_int32)]
+                ("patch_bytes", c_int64), ("compressor", c_int32), ("checked", c_int32), ("fill", c_int32), ("height", c_int32), ("width", c_int32)]
 
 
 class ReadArgs(Structure):
@@ -67,6 +67,14 @@ class ReadArgs(Structure):
 
     _fields_ = [("arrays", c_void_p), ("chunks", c_void_p), ("status", c_void_p), ("scratch", c_void_p), ("num_arrays", c_int64),
                 ("num_chunks", c_int64), ("scratch_bytes", c_int64)]
+
+
+class BitpackArgs(Structure):
+    """dse_bitpack_args."""
+
+    _fields_ = [("in_", c_void_p), ("out", c_void_p), ("chunks", c_void_p), ("in_bytes", c_int64), ("out_bytes", c_int64), ("num_chunks", c_int64),
+                ("planes", c_int64), ("height", c_int32), ("width", c_int32), ("itemsize", c_int32), ("window_height", c_int32),
+                ("window_width", c_int32)]
 
 
 class WarpArgs(Structure):
@@ -109,6 +117,8 @@ def library() -> ctypes.CDLL:
     _declare(lib.dse_unfilter_cuda, c_int, POINTER(UnfilterArgs), c_void_p)
     _declare(lib.dse_unfilter_streams_cpu, c_int, POINTER(UnfilterStreamsArgs), c_int32)
     _declare(lib.dse_unfilter_streams_cuda, c_int, POINTER(UnfilterStreamsArgs), c_void_p)
+    _declare(lib.dse_bitpack_cpu, c_int, POINTER(BitpackArgs), c_int32, c_int32)
+    _declare(lib.dse_bitpack_cuda, c_int, POINTER(BitpackArgs), c_void_p)
     _declare(lib.dse_read_cpu, c_int, POINTER(ReadArgs), c_int32, c_int32)
     _declare(lib.dse_read_scratch, c_int64, c_int64, c_int64)
     _declare(lib.dse_warp_cpu, c_int, POINTER(WarpArgs), c_int32, c_int32)
