@@ -58,7 +58,7 @@ def everything(path: Path) -> dict[str, np.ndarray]:
     return {name: np.asarray(node[...]) for name, node in members}
 
 
-@pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
+@pytest.mark.parametrize("codec", ["lz4", "zstd", "none", "bitpack", "bitpack-lorenzo"])
 def test_another_codec_and_shard_size_keep_every_value(a: Path, tmp_path: Path, codec: str) -> None:
     assert run("convert", a, tmp_path / "c", "--codec", codec, "--shard-patches", 16) == 0
     before, after = everything(a), everything(tmp_path / "c")

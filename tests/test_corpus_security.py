@@ -51,7 +51,7 @@ def write(path: Path, codec: str) -> Path:
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {codec: write(tmp_path_factory.mktemp("mine") / codec, codec) for codec in ("lz4", "zstd", "none")}
+    return {codec: write(tmp_path_factory.mktemp("mine") / codec, codec) for codec in ("lz4", "zstd", "none", "bitpack")}
 
 
 @pytest.fixture
@@ -194,11 +194,12 @@ def test_what_is_declared_and_not_there_is_refused_by_name_without_a_memory_spik
         assert problems and all(str(path) in str(problem.file) for problem in problems)
 
 
-@pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
+@pytest.mark.parametrize("codec", ["lz4", "zstd", "none", "bitpack"])
 def test_a_chunk_that_says_it_becomes_gigabytes_is_refused_by_the_loader_and_by_verify(made: dict[str, Path], tmp_path: Path, codec: str) -> None:
     path = shutil.copytree(made[codec], tmp_path / "theirs")
     frame = {"lz4": bytes([2, 1, 33, 2]) + (2 * GB - 1).to_bytes(4, "little") + (65536).to_bytes(4, "little") + (40).to_bytes(4, "little") + bytes(24),
-             "zstd": bytes.fromhex("28b52ffd") + bytes([0xE0]) + (10 * GB).to_bytes(8, "little") + bytes(10), "none": bytes(1000)}[codec]
+             "zstd": bytes.fromhex("28b52ffd") + bytes([0xE0]) + (10 * GB).to_bytes(8, "little") + bytes(10), "none": bytes(1000),
+             "bitpack": b"dsb1" + bytes([2, 8, 0, 0]) + 3 * (60_000).to_bytes(4, "little") + bytes(1000)}[codec]
     bomb = frame + google_crc32c.value(frame).to_bytes(4, "little")
     (path / "s1/c/0/0/0/0").write_bytes(b"".join(shard_bytes([bomb] * NUM, NUM)))
     corpus = open_corpus(path)

@@ -16,6 +16,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from dsengine.corpus import open_corpus
 from dsengine.corpus.build.writer import Block, CorpusWriter
 from dsengine.corpus.schema import NODATA, S2_BANDS, LabelSpec, Layout, standard_layout
+from dsengine.corpus.bitpack import BitpackCodec
 from dsengine.corpus.shards import read_table
 from dsengine.errors import RunError, UsageError
 
@@ -61,7 +62,7 @@ def tree(path: Path) -> dict[str, bytes]:
     return {str(f.relative_to(path)): f.read_bytes() for f in sorted(path.rglob("*")) if f.is_file() and f.name != "workers"}
 
 
-@pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
+@pytest.mark.parametrize("codec", ["lz4", "zstd", "none", "bitpack", "bitpack-lorenzo"])
 def test_plain_zarr_reads_every_value_back(tmp_path: Path, codec: str) -> None:
     group = zarr.open_group(write(tmp_path / "c", codec=codec), mode="r")
     for sensor in ("s2", "s1"):
@@ -73,13 +74,14 @@ def test_plain_zarr_reads_every_value_back(tmp_path: Path, codec: str) -> None:
     assert group["s2"].chunks == (1, 12, SIZE, SIZE) and group["s2"].shards == (64, 12, SIZE, SIZE)
 
 
-@pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
+@pytest.mark.parametrize("codec", ["lz4", "zstd", "none", "bitpack", "bitpack-lorenzo"])
 def test_shard_chunks_are_the_bytes_zarr_python_writes(tmp_path: Path, codec: str) -> None:
     path = write(tmp_path / "c", codec=codec)
     compress = {"lz4": [BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", typesize=2, blocksize=65536)],
-                "zstd": [ZstdCodec(level=3)], "none": []}[codec]
+                "zstd": [ZstdCodec(level=3)]}.get(codec, [])
+    first = BitpackCodec(predictor="lorenzo" if codec == "bitpack-lorenzo" else "none", nodata=NODATA) if "bitpack" in codec else "auto"
     theirs = zarr.create_array(tmp_path / "z", shape=(N, 12, SIZE, SIZE), chunks=(1, 12, SIZE, SIZE), shards=(64, 12, SIZE, SIZE), dtype="int16",
-                               fill_value=NODATA, compressors=[*compress, Crc32cCodec()], config={"write_empty_chunks": True})
+                               fill_value=NODATA, serializer=first, compressors=[*compress, Crc32cCodec()], config={"write_empty_chunks": True})
     theirs[...] = pixels("s2")
     ours = zarr.open_group(path, mode="r")["s2"]
     assert [c.to_dict() for c in ours.metadata.codecs] == [c.to_dict() for c in theirs.metadata.codecs]

@@ -70,7 +70,7 @@ def test_any_patches_in_any_order_equal_zarr_python(corpus: Corpus, ids: list[in
         np.testing.assert_array_equal(found, array.oindex[rows])
 
 
-@pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
+@pytest.mark.parametrize("codec", ["lz4", "zstd", "none", "bitpack", "bitpack-lorenzo"])
 def test_each_codec_of_the_corpus_reads_back(tmp_path: Path, codec: str) -> None:
     corpus = write_corpus(tmp_path / "c", codec=codec)
     rows = np.arange(NUM)[::-1]
@@ -141,7 +141,7 @@ def failure(corpus: Corpus, ids: list[int]) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("codec", ["lz4", "zstd", "none"])
+@pytest.mark.parametrize("codec", ["lz4", "zstd", "none", "bitpack-lorenzo"])
 def test_a_flipped_byte_is_an_error_that_names_file_array_and_patch(tmp_path: Path, codec: str) -> None:
     corpus = write_corpus(tmp_path / "c", codec=codec)
     where = ShardIndex(chunk_layout(corpus.arrays["s2"], root=corpus.path)).locate(np.array([11]))

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 
+from dsengine.corpus.bitpack import BitpackCodec
 from dsengine.data.layout import ChunkLayout, chunk_layout
 from dsengine.data.patches import PatchReader
 from dsengine.errors import RunError
@@ -18,7 +19,8 @@ FILL = -32768
 KINDS = ("random", "constant", "smooth", "fill", "nearly fill")
 BLOSC = st.builds(BloscCodec, cname=st.sampled_from(["lz4", "lz4hc", "zstd", "zlib"]), shuffle=st.sampled_from(["shuffle", "bitshuffle", "noshuffle"]),
                   typesize=st.sampled_from([1, 2, 4]), blocksize=st.sampled_from([0, 256, 1000, 4096, 65536]), clevel=st.integers(0, 9))
-CODECS = st.one_of(st.just([]), st.builds(lambda level: [ZstdCodec(level=level)], st.integers(-5, 5)), st.builds(lambda codec: [codec], BLOSC))
+BITPACK = st.builds(BitpackCodec, predictor=st.sampled_from(["none", "lorenzo"]), nodata=st.sampled_from([None, FILL]))
+CODECS = st.one_of(st.just([]), st.builds(lambda codec: [codec], BITPACK), st.builds(lambda level: [ZstdCodec(level=level)], st.integers(-5, 5)), st.builds(lambda codec: [codec], BLOSC))
 
 
 def content(rng: np.random.Generator, kind: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -52,8 +54,10 @@ def test_whatever_zarr_python_wrote_reads_back_byte_for_byte(tmp_path_factory: p
     if shard:  # zarr-python writes no file for a shard that is all fill value; to the loader one that is not there is lost
         want[::shard, 0, 0, 0] = 1
     root = tmp_path_factory.mktemp("codecs")
+    packs, others = [[codec for codec in codecs if isinstance(codec, BitpackCodec) == packed] for packed in (True, False)]
     array = zarr.create_array(root / "a", shape=want.shape, chunks=(1, *shape), shards=(shard, *shape) if shard else None, dtype="int16", fill_value=FILL,
-                              compressors=[*codecs, *[Crc32cCodec()] * checked], chunk_key_encoding={"name": "default", "separator": separator})
+                              serializer=(packs or ["auto"])[0], compressors=[*others, *[Crc32cCodec()] * checked],
+                              chunk_key_encoding={"name": "default", "separator": separator})
     array[:] = want
     ids = rng.integers(0, len(want), 9)
     np.testing.assert_array_equal(read(chunk_layout(array, root=root / "a"), ids, threads), zarr.open_array(root / "a", mode="r")[:][ids])

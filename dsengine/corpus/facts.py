@@ -63,9 +63,9 @@ def _array(storage: Storage, key: str, array: zarr.Array) -> dict[str, Any]:
 
 
 def _codec(codec: Mapping[str, Any]) -> str:
-    """`blosc lz4 5`, `zstd 3`, `crc32c`."""
+    """`blosc lz4 5`, `zstd 3`, `dsengine.bitpack lorenzo`, `crc32c`."""
     configuration = codec.get("configuration", {})
-    details = [str(configuration[key]) for key in ("cname", "clevel", "level") if key in configuration]
+    details = [str(configuration[key]) for key in ("cname", "clevel", "level", "predictor") if key in configuration]
     return " ".join([codec["name"], *details])
 
 

@@ -2,22 +2,26 @@
 
 from collections.abc import Sequence
 
+from dsengine.corpus import bitpack
+
 ZSTD_MAGIC = (0xFD2FB528).to_bytes(4, "little")
 BLOSC_HEADER_BYTES = 16
 
 
 def declared_bytes(codec: str, body: bytes | memoryview) -> int:
-    """Decoded size that a `blosc` or `zstd` frame states; the length itself for "". ValueError when it is no frame, or states none."""
+    """Decoded size that a `blosc` or `zstd` frame or a `bitpack` chunk states; the length itself for "". ValueError when it is no frame, or states none."""
     if codec == "":
         return len(body)
-    head = bytes(body[:18])
+    head = bytes(body[:bitpack.HEADER_BYTES])
     if codec == "blosc":
         if len(head) < BLOSC_HEADER_BYTES:
             raise ValueError(f"{len(body)} bytes, less than a blosc header")
         return int.from_bytes(head[4:8], "little")
     if codec == "zstd":
         return _zstd_content(head)
-    raise ValueError(f"codec {codec}: legal: blosc, zstd")
+    if codec == "bitpack":
+        return bitpack.declared_bytes(head)
+    raise ValueError(f"codec {codec}: legal: blosc, zstd, bitpack")
 
 
 def check_declared(codec: str, body: bytes | memoryview, limit: int) -> None:
@@ -27,12 +31,14 @@ def check_declared(codec: str, body: bytes | memoryview, limit: int) -> None:
 
 
 def chain(codecs: Sequence[dict]) -> tuple[str, bool]:
-    """(compressor "", "blosc" or "zstd"; whether a crc32c comes last) of codecs as in zarr.json. ValueError for any other chain."""
+    """(compressor "", "blosc", "zstd" or "bitpack"; whether a crc32c comes last) of codecs as in zarr.json. ValueError for any other chain."""
     names = [codec["name"].removeprefix("numcodecs.") for codec in codecs]
     checked = names[-1:] == ["crc32c"]
     middle = names[1:-1] if checked else names[1:]
+    if names[:1] == [bitpack.NAME] and not middle:
+        return "bitpack", checked
     if names[:1] not in (["bytes"], ["vlen-utf8"]) or middle not in ([], ["blosc"], ["zstd"]):
-        raise ValueError(f"codecs {', '.join(names)}; legal: bytes or vlen-utf8 [, blosc | zstd] [, crc32c]")
+        raise ValueError(f"codecs {', '.join(names)}; legal: bytes or vlen-utf8 [, blosc | zstd] [, crc32c], or dsengine.bitpack [, crc32c]")
     return (middle[0] if middle else ""), checked
 
 

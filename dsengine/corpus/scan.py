@@ -11,6 +11,7 @@ import zarr
 from numcodecs import blosc, zstd
 from zarr.codecs import ShardingCodec
 
+from dsengine.corpus import bitpack
 from dsengine.corpus.frames import chain, declared_bytes
 from dsengine.corpus.shards import MISSING, parse_table, table_bytes
 from dsengine.corpus.storage import Storage
@@ -116,7 +117,9 @@ def _decode(body: memoryview | None, out: np.ndarray, coding: Coding) -> None:
     if (size := declared_bytes(coding.compressor, body)) != out.nbytes:
         raise ValueError(f"a chunk becomes {size:,} bytes, a patch has {out.nbytes:,}")
     target = out.reshape(-1).view(np.uint8)
-    if coding.compressor:
+    if coding.compressor == "bitpack":
+        bitpack.decode(body, out)
+    elif coding.compressor:
         (blosc if coding.compressor == "blosc" else zstd).decompress(body, target)
     else:
         target[:] = np.frombuffer(body, np.uint8)

@@ -91,7 +91,7 @@ class Layout:
     patch_size: int  # pixels of the finest grid
     resolution_m: float  # metres a pixel of the finest grid
     labels: tuple[LabelSpec, ...] = ()
-    codec: str = "lz4"  # lz4 | zstd | none
+    codec: str = "lz4"  # one of shards.CODECS
     shard_patches: int = SHARD_PATCHES
 
     def __post_init__(self) -> None:

@@ -12,9 +12,18 @@ import google_crc32c
 import numcodecs
 import numpy as np
 
+from dsengine.corpus import bitpack
+from dsengine.corpus.schema import NODATA
+
 MISSING = np.uint64(2**64 - 1)  # offset and length of a chunk that is not there
 BLOSC_BLOCK = 65536  # bytes; fixed so that a GPU can inflate block by block
-CODECS = ("lz4", "zstd", "none")
+CODECS = ("lz4", "zstd", "none", "bitpack", "bitpack-lorenzo")
+BITPACK = {"bitpack": "none", "bitpack-lorenzo": "lorenzo"}  # predictor of each
+
+
+def codec_of(codec: str, dtype: np.dtype) -> str:
+    """`codec`, or lz4 where that is bitpack and values of `dtype` are not for it."""
+    return "lz4" if codec in BITPACK and dtype.name not in bitpack.DTYPES else codec
 
 
 def encoder(codec: str, itemsize: int) -> Callable[[np.ndarray], bytes]:
@@ -22,17 +31,24 @@ def encoder(codec: str, itemsize: int) -> Callable[[np.ndarray], bytes]:
 
     Call it outside the main thread: there numcodecs runs Blosc without its thread pool, whose block order varies.
     """
+    if codec in BITPACK:
+        return lambda chunk: _closed(bitpack.encode(chunk, predictor=BITPACK[codec], nodata=bitpack_nodata(chunk.dtype)))
     compress = {
         "lz4": numcodecs.Blosc("lz4", clevel=5, shuffle=numcodecs.Blosc.SHUFFLE, blocksize=BLOSC_BLOCK, typesize=itemsize).encode,
         "zstd": numcodecs.Zstd(level=3).encode,
         "none": lambda chunk: chunk.tobytes(),
     }[codec]
 
-    def encode(chunk: np.ndarray) -> bytes:
-        body = bytes(compress(chunk))
-        return body + google_crc32c.value(body).to_bytes(4, "little")
+    return lambda chunk: _closed(bytes(compress(chunk)))
 
-    return encode
+
+def bitpack_nodata(dtype: np.dtype) -> int | None:
+    """The value that stands apart in arrays of `dtype`."""
+    return NODATA if dtype == "int16" else None
+
+
+def _closed(body: bytes) -> bytes:
+    return body + google_crc32c.value(body).to_bytes(4, "little")
 
 
 def decoder(codec_names: Sequence[str]) -> Callable[[bytes], bytes]:

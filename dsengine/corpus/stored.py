@@ -10,6 +10,7 @@ import zarr
 from numcodecs import blosc, zstd
 from zarr.codecs import ShardingCodec
 
+from dsengine.corpus import bitpack
 from dsengine.corpus.frames import chain, declared_bytes
 from dsengine.corpus.shards import MISSING, parse_table, table_bytes
 from dsengine.corpus.storage import Storage
@@ -45,7 +46,9 @@ class Cut(NamedTuple):
         out = np.empty(self.shape, self.dtype)
         if (size := declared_bytes(self.compressor, body)) != out.nbytes:
             raise ValueError(f"becomes {size:,} bytes, a chunk has {out.nbytes:,}")
-        if self.compressor:
+        if self.compressor == "bitpack":
+            bitpack.decode(body, out)
+        elif self.compressor:
             (blosc if self.compressor == "blosc" else zstd).decompress(body, out.reshape(-1).view(np.uint8))
         else:
             out.reshape(-1).view(np.uint8)[:] = np.frombuffer(body, np.uint8)
@@ -125,7 +128,7 @@ def _plain(storage: Storage, name: str, array: zarr.Array) -> Iterator[Stored]:
     except ValueError as error:
         yield Stored(f"{name}/zarr.json", (0,) * array.ndim, None, str(error))
         return
-    cut = Cut(array.chunks, array.dtype.newbyteorder("<"), compressor, checked) if codecs[0]["name"] == "bytes" else None
+    cut = Cut(array.chunks, array.dtype.newbyteorder("<"), compressor, checked) if codecs[0]["name"] != "vlen-utf8" else None
     for place in _grid(array.shape, array.chunks):
         key = f"{name}/{array.metadata.encode_chunk_key(place)}"
         start = tuple(p * n for p, n in zip(place, array.chunks, strict=True))

@@ -1,4 +1,4 @@
-"""One compressed chunk to one int16 patch on the CPU: crc32c, then blosc, zstd or a copy, straight into its place.
+"""One compressed chunk to one int16 patch on the CPU: crc32c, then blosc, zstd, bitpack or a copy, straight into its place.
 
 numcodecs releases the GIL while it inflates, so plain threads scale with the cores; google_crc32c keeps it (about a
 tenth of the work).
@@ -8,6 +8,7 @@ import google_crc32c
 import numpy as np
 from numcodecs import blosc, zstd
 
+from dsengine.corpus import bitpack
 from dsengine.corpus.frames import declared_bytes
 from dsengine.data.chunks import Chunk
 
@@ -28,6 +29,9 @@ def decode(chunk: Chunk, out_CHW: np.ndarray) -> None:
     if chunk.layout.compressor == "none":
         _copy(chunk, body, out_CHW)
         return
+    if chunk.layout.compressor == "bitpack":
+        _unpack(chunk, body, out_CHW)
+        return
     (_check_blosc_header if chunk.layout.compressor == "blosc" else check_zstd_header)(chunk, body)
     try:
         (blosc if chunk.layout.compressor == "blosc" else zstd).decompress(body, out_CHW)
@@ -47,6 +51,13 @@ def _copy(chunk: Chunk, body: np.ndarray, out_CHW: np.ndarray) -> None:
     if body.nbytes != out_CHW.nbytes:
         raise chunk.fail(f"the chunk has {body.nbytes} bytes, one patch has {out_CHW.nbytes}")
     out_CHW.reshape(-1).view(np.uint8)[:] = body
+
+
+def _unpack(chunk: Chunk, body: np.ndarray, out_CHW: np.ndarray) -> None:
+    try:
+        bitpack.decode(body, out_CHW)
+    except ValueError as error:
+        raise chunk.fail(f"the chunk does not decode ({error})") from error
 
 
 def _check_blosc_header(chunk: Chunk, body: np.ndarray) -> None:

@@ -8,10 +8,11 @@ import zarr
 from zarr.abc.codec import Codec
 from zarr.codecs import BloscCodec, BytesCodec, Crc32cCodec, ShardingCodec, ZstdCodec
 
+from dsengine.corpus.bitpack import BitpackCodec
 from dsengine.corpus.storage import Storage, Url, storage_at
 from dsengine.errors import UsageError
 
-LEGAL = "legal: (1, C, H, W) int16 chunks, in shards or a file each, with codecs bytes(little) [, blosc | zstd] [, crc32c]"
+LEGAL = "legal: (1, C, H, W) int16 chunks, in shards or a file each, with codecs bytes(little) [, blosc | zstd] [, crc32c] or dsengine.bitpack [, crc32c]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,7 @@ class ChunkLayout:
     patch_shape: tuple[int, int, int]  # C, H, W
     patches_per_shard: int
     sharded: bool
-    compressor: str  # blosc | zstd | none
+    compressor: str  # blosc | zstd | bitpack | none
     cname: str  # Blosc's own codec, "" where the compressor is another
     checked: bool  # each chunk ends with its crc32c
     fill_value: int
@@ -81,6 +82,8 @@ def _inner_codecs(codecs: Sequence[Codec], *, name: str, root: Path | Url) -> tu
     kinds = [type(c) for c in chain]
     checked = kinds[-1] is Crc32cCodec
     middle = kinds[1:-1] if checked else kinds[1:]
+    if kinds[0] is BitpackCodec and not middle:
+        return "bitpack", "", checked
     known = {(): "none", (BloscCodec,): "blosc", (ZstdCodec,): "zstd"}
     little = kinds[0] is BytesCodec and (chain[0].endian is None or chain[0].endian.value == "little")
     if not little or tuple(middle) not in known:

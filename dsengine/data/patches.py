@@ -1,6 +1,6 @@
 """Patches of any rows of several arrays into given slabs.
 
-Local arrays of plain, or LZ4 in Blosc, chunks are read by the C library (`native`), all in one call. For the others and for object
+Local arrays of plain or bitpack chunks, or of LZ4 in Blosc, are read by the C library (`native`), all in one call. For the others and for object
 stores, each thread reads a window of chunks, decodes it, and goes on: one hand-over to the threads a batch. Reading all and then decoding all, array
 by array, took 1.4 times as long (64 patches of 14 x 128 x 128, 2 threads). Windows of 4 MiB and more were equally fast, of 0.5 MiB
 a tenth slower.

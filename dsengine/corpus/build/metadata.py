@@ -10,22 +10,28 @@ from zarr.codecs import BloscCodec, Crc32cCodec, ZstdCodec
 from zarr.core.buffer import Buffer
 from zarr.storage import MemoryStore
 
+from dsengine.corpus.bitpack import BitpackCodec
 from dsengine.corpus.manifest import MANIFEST, digest, sealed
 from dsengine.corpus.schema import NODATA, VERSION, LabelSpec, Layout
-from dsengine.corpus.shards import BLOSC_BLOCK
+from dsengine.corpus.shards import BITPACK, BLOSC_BLOCK, bitpack_nodata, codec_of
 from dsengine.corpus.storage import Storage
 
 COLUMN_ROWS = 65536  # rows in one chunk of an index column
 
 
+def serializer(codec: str, dtype: np.dtype) -> Any:
+    """First codec of an image array or class map; must agree with `shards.encoder`."""
+    return BitpackCodec(predictor=BITPACK[codec], nodata=bitpack_nodata(dtype)) if codec in BITPACK else "auto"
+
+
 def compressors(codec: str, itemsize: int) -> list[Any]:
-    """Codecs after `bytes` for an image array or class map; must agree with `shards.encoder`."""
-    compress = {
+    """Codecs after that; must agree with `shards.encoder`."""
+    compress = {} if codec in BITPACK else {
         "lz4": [BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", blocksize=BLOSC_BLOCK, typesize=itemsize)],
         "zstd": [ZstdCodec(level=3)],
         "none": [],
-    }[codec]
-    return [*compress, Crc32cCodec()]
+    }
+    return [*compress.get(codec, []), Crc32cCodec()]
 
 
 def corpus_store(layout: Layout, num_patches: int, *, root: Mapping[str, Any],
@@ -80,6 +86,8 @@ def dump(content: Mapping[str, Buffer], storage: Storage) -> None:
 
 def _sharded(group: zarr.Group, name: str, shape: tuple[int, ...], layout: Layout, *, dtype: str, fill_value: int,
              dimensions: tuple[str, ...], attributes: Mapping[str, Any]) -> None:
+    codec = codec_of(layout.codec, np.dtype(dtype))
     group.create_array(
         name, shape=shape, chunks=(1, *shape[1:]), shards=(layout.shard_patches, *shape[1:]), dtype=dtype, fill_value=fill_value,
-        compressors=compressors(layout.codec, np.dtype(dtype).itemsize), dimension_names=dimensions, attributes=dict(attributes))
+        serializer=serializer(codec, np.dtype(dtype)), compressors=compressors(codec, np.dtype(dtype).itemsize), dimension_names=dimensions,
+        attributes=dict(attributes))

@@ -11,7 +11,7 @@ import numpy as np
 from dsengine.corpus.build import journal
 from dsengine.corpus.build.grid import COLUMN, SplitRule
 from dsengine.corpus.schema import INDEX_DTYPES, UNKNOWN_EPSG, UNKNOWN_TIME, VERSION, Layout
-from dsengine.corpus.shards import encoder, shard_bytes
+from dsengine.corpus.shards import codec_of, encoder, shard_bytes
 from dsengine.corpus.stats import band_sums
 from dsengine.corpus.storage import Storage, Url
 from dsengine.errors import RunError, UsageError, nearest
@@ -121,7 +121,7 @@ def _key(array: str, shard: int, x: np.ndarray) -> str:
 
 
 def _shard(layout: Layout, x: np.ndarray, spread: Spread) -> list[bytes]:
-    encode = encoder(layout.codec, x.dtype.itemsize)
+    encode = encoder(codec_of(layout.codec, x.dtype), x.dtype.itemsize)
     groups = spread(lambda patches: [encode(patch) for patch in patches], [x[first:first + GROUP] for first in range(0, len(x), GROUP)])
     return shard_bytes([chunk for group in groups for chunk in group], layout.shard_patches)
 

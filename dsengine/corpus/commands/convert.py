@@ -4,6 +4,8 @@ import argparse
 
 from dsengine.corpus.commands._terminal import progress_bar, show
 
+CODECS = ("lz4", "zstd", "none", "bitpack", "bitpack-lorenzo")
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `corpus convert`."""
@@ -15,10 +17,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="bands that get an array of their own, FACTOR finest pixels a pixel; may be repeated")
     parser.add_argument("--resample", default="exact", metavar="exact|mean",
                         help="what joins pixels of a coarser group: exact refuses where they differ (default: exact)")
-    parser.add_argument("--where", metavar="EXPRESSION", help='patches to keep, such as "cloud < 0.4"')
-
     parser.add_argument("--size", type=int, metavar="N", help="keep the middle of each patch, N finest pixels a side (default: all)")
     parser.add_argument("--drop", action="append", default=[], metavar="NAME", help="label or further index column to leave out; may be repeated")
+    parser.add_argument("--where", metavar="EXPRESSION", help='patches to keep, such as "cloud < 0.4"')
+
 
 def run(args: argparse.Namespace) -> int:
     """`corpus convert PATH OUT`."""

@@ -8,9 +8,10 @@ from typing import NamedTuple
 import zarr
 from zarr.codecs import ShardingCodec
 
+from dsengine.corpus import bitpack
 from dsengine.corpus.index import Corpus
 from dsengine.corpus.schema import ArraySpec, LabelSpec, Layout
-from dsengine.corpus.shards import CODECS
+from dsengine.corpus.shards import BITPACK, CODECS
 from dsengine.errors import UsageError, nearest
 
 
@@ -88,6 +89,8 @@ def _label_spec(name: str, array: zarr.Array) -> LabelSpec:
 def _codec(corpus: Corpus, array: zarr.Array) -> str:
     codec = array.metadata.codecs[0]
     names = [inner.to_dict()["name"] for inner in codec.codecs] if isinstance(codec, ShardingCodec) else []
+    if names == [bitpack.NAME, "crc32c"]:
+        return next(name for name, predictor in BITPACK.items() if predictor == codec.codecs[0].predictor)
     found = {("bytes", "blosc", "crc32c"): "lz4", ("bytes", "zstd", "crc32c"): "zstd", ("bytes", "crc32c"): "none"}.get(tuple(names))
     if found is None:
         raise UsageError(f"{corpus.path}: codecs {', '.join(names) or 'without sharding'}; name the codec to write: --codec {'|'.join(CODECS)}")
