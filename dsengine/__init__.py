@@ -15,7 +15,10 @@ _HOME = {
     "build_method": "dsengine.methods",
     "Loader": "dsengine.data.loader",
     "train": "dsengine.engine.api",
-    "load_encoder": "dsengine.engine.checkpoint",
+    "load_encoder": "dsengine.export.load",
+    "embed": "dsengine.export.embed",
+    "nearest": "dsengine.export.nearest",
+    "export_encoder": "dsengine.export.encoder",
 }
 __all__ = [*_HOME, "kernels", "ops", "__version__"]
 __version__ = "0.1.0"

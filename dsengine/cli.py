@@ -31,12 +31,14 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     """The parser of the whole command line `argv`: some flags depend on it, as those of `corpus build` on --source."""
     from dsengine.corpus import commands
+    from dsengine.export import commands as exports
 
     parser = _Parser(prog="dsengine", description="Self-supervised pretraining on Sentinel-1/2 imagery.")
     parser.add_argument("--version", action="version", version=f"dsengine {dsengine.__version__}")
     subparsers = parser.add_subparsers(required=True, metavar="COMMAND", parser_class=_Parser)
     commands.add_parser(subparsers, argv)
     _add_train(subparsers)
+    exports.add_parsers(subparsers)
     doctor = subparsers.add_parser("doctor", help="what is built, found and missing, and what to do about it")
     doctor.set_defaults(run=_doctor)
     return parser

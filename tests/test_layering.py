@@ -22,8 +22,9 @@ MAY_IMPORT = {
     "methods": {"nn", "data", "augment", "kernels", "plugin", "encoders"},
     "config": {"plugin", "typed", "engine.settings"},
     "engine": {"corpus", "data", "encoders", "methods", "nn", "config", "plugin"},
+    "export": {"corpus", "data", "encoders", "engine", "nn", "__version__"},
     "doctor": {"ops", "corpus"},
-    "cli": {"corpus", "engine", "config", "doctor"},
+    "cli": {"corpus", "engine", "export", "config", "doctor"},
     "__init__": set(),
 }
 

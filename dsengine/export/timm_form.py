@@ -1,0 +1,37 @@
+"""The folder form that timm reads with `timm.create_model("local-dir:FOLDER", pretrained=True)`, and torchgeo with its weights alone.
+
+timm's ResNets have the same key names. They have a max-pool behind the first convolution, so only encoders with the stem `imagenet` are
+the same network; one with the paper's stem gives the same features in timm after `model.maxpool = torch.nn.Identity()`.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from dsengine.errors import UsageError
+
+NETWORKS = ("resnet18", "resnet34", "resnet50")
+
+
+def write_timm(encoder: nn.Module, card: dict[str, Any], folder: Path, *, required: bool) -> None:
+    """config.json and model.safetensors; left out where timm has no such network and it was not asked for by name."""
+    name, stem = card["encoder"]["name"], card["encoder"]["settings"].get("stem", "paper")
+    if name not in NETWORKS or stem != "imagenet":
+        if required:
+            raise UsageError(f"--formats timm: encoder {name} with stem {stem} is not a network of timm; legal: {', '.join(NETWORKS)} with encoder.stem=imagenet "
+                             "(others: the format safetensors, see docs/embed.md)")
+        return
+    save_file({key: value.contiguous() for key, value in encoder.state_dict().items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "config.json").write_text(json.dumps(config(name, card), indent=1))
+
+
+def config(name: str, card: dict[str, Any]) -> dict[str, Any]:
+    """What timm's loader reads. `first_conv` is None: timm would otherwise try to turn three colour channels into ours."""
+    shape = [card["in_channels"], card["size"], card["size"]]
+    weights = {"input_size": shape, "fixed_input_size": False, "num_classes": 0, "first_conv": None, "classifier": "fc", "mean": [0.0] * shape[0],
+               "std": [1.0] * shape[0], "license": "", "custom_load": False}
+    return {"architecture": name, "num_classes": 0, "num_features": card["dim"], "global_pool": "avg", "pretrained_cfg": weights,
+            "model_args": {"in_chans": card["in_channels"], "num_classes": 0}}
