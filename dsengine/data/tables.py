@@ -20,6 +20,7 @@ from dsengine.corpus import Band, SeriesCorpus
 from dsengine.corpus.series import read_rows
 from dsengine.data.sample import View, band_numbers
 
+_LANES = 1024
 _AGAIN = 2  # blocks of 4 further rows that a cell is looked for in, where the first had no data
 _AGAIN_BLOCK = 1 << 30  # Philox blocks of one draw: those of the first rows lie below
 
@@ -38,14 +39,21 @@ def parts_of(view: View, bands: Sequence[Band]) -> tuple[Part, ...]:
 
 
 class Table(NamedTuple):
-    """One sensor. A z-score is (stored - center) * gain + shift, exact to float32's rounding of the result."""
+    """One sensor's rows."""
 
     values: Tensor  # (N, T, C) or (N, C) as stored, int16 or float32; a date that is not valid is nodata in all bands
-    center: Tensor  # (C,) float32 stored value of the mean, rounded
-    gain: Tensor  # (C,) float32 standard deviations a stored unit
-    shift: Tensor  # (C,) float32 what rounding the center left
     nodata: int
     holes: bool  # whether any value is nodata
+
+
+class Affine(NamedTuple):
+    """A z-score is (stored - center) * gain + shift, exact to float32's rounding. Constants of some whole rows, one after the other: a
+    constant a band would be spread over rows of 12, which costs a CPU more than the arithmetic."""
+
+    center: Tensor  # (rows * T * C,) float32 stored value of the mean, rounded
+    gain: Tensor  # standard deviations a stored unit
+    shift: Tensor  # what rounding the center left
+    rows: int
 
 
 class Tables:
@@ -62,7 +70,8 @@ class Tables:
         self._place = np.zeros(len(corpus), np.int32)  # of a row of the corpus in the tables
         self._place[rows] = np.arange(len(rows), dtype=np.int32)
         with ThreadPoolExecutor(num_threads, thread_name_prefix="dsengine-tables") as pool:
-            self._tables = {sensor: _table(corpus, sensor, rows, home, device, pool) for sensor in dict.fromkeys(part.sensor for part in parts)}
+            self._tables = {sensor: _read(corpus, sensor, rows, home, pool) for sensor in dict.fromkeys(part.sensor for part in parts)}
+        self._affine = {part: _affine(corpus, part, device) for part in parts}
         if home.type == "cuda":
             torch.cuda.current_stream(home).synchronize()  # other streams read from here on
 
@@ -72,7 +81,7 @@ class Tables:
         A date without data in any band is NaN in all of them. Other bands without data, and those of a pixel, are 0.
         """
         at = torch.from_numpy(self._place[ids])
-        x = torch.cat([self._zscores(part, self._rows(self._tables[part.sensor].values, at)) for part in parts], dim=-1)
+        x = _side_by_side([self._zscores(part, self._gathered(part, at), len(ids)) for part in parts])
         if self._have_holes(parts):
             empty = x.isnan()
             x.masked_fill_(empty & ~empty.all(-1, keepdim=True) if self._is_series else empty, 0)
@@ -84,42 +93,48 @@ class Tables:
         A function of (seed, epoch, view's number, sample id, cell). NaN where the sample itself has no data, or none of nine rows drawn had.
         """
         drawn = [self._drawn(part, ids, seed=seed, epoch=epoch, site=f"tables.marginals.{view}.{part.sensor}") for part in parts]
-        x = torch.cat([self._zscores(part, raw) for part, raw in zip(parts, drawn, strict=True)], dim=-1)
-        return x.to(dtype)
+        return _side_by_side([self._zscores(part, raw, len(ids)) for part, raw in zip(parts, drawn, strict=True)]).to(dtype)
 
     def _have_holes(self, parts: Sequence[Part]) -> bool:
         return any(self._tables[part.sensor].holes for part in parts)
 
-    def _rows(self, values: Tensor, at: Tensor) -> Tensor:
-        """Rows `at` of a table, on the device."""
-        raw = torch.empty((len(at), *values.shape[1:]), dtype=values.dtype, device=values.device, pin_memory=self._pinned)
-        torch.index_select(values, 0, at.to(values.device), out=raw)
+    def _room(self, part: Part, count: int) -> Tensor:
+        """Memory beside the table for stored numbers of `count` rows, and some more: whole ones of the affine's."""
+        values, rows = self._tables[part.sensor].values, self._affine[part].rows
+        return torch.empty((-(-count // rows) * rows, *values.shape[1:]), dtype=values.dtype, device=values.device, pin_memory=self._pinned)
+
+    def _gathered(self, part: Part, at: Tensor) -> Tensor:
+        """Rows `at` of the part's sensor and what lies behind them in `_room`, on the device."""
+        values, raw = self._tables[part.sensor].values, self._room(part, len(at))
+        torch.index_select(values, 0, at.to(values.device), out=raw[:len(at)])
         return raw.to(self._device, non_blocking=True)
 
-    def _zscores(self, part: Part, raw: Tensor) -> Tensor:
-        """float32 of stored numbers (..., C) of the part's sensor, its channels alone; NaN where there is no data."""
-        table = self._tables[part.sensor]
-        constants = table.center, table.gain, table.shift
-        if len(part.channels) < len(table.center):
-            chosen = torch.tensor(part.channels, device=raw.device)
-            raw, constants = raw.index_select(-1, chosen), [x.index_select(0, chosen) for x in constants]
-        center, gain, shift = constants
-        x = torch.addcmul(shift, raw.float() - center, gain)
-        return x.masked_fill_(raw == table.nodata, torch.nan) if table.holes else x
+    def _zscores(self, part: Part, raw: Tensor, count: int) -> Tensor:
+        """float32 of `count` rows of stored numbers in `_room`, which it may overwrite, the part's channels alone; NaN where there is no data."""
+        table, affine = self._tables[part.sensor], self._affine[part]
+        if len(part.channels) < raw.shape[-1]:
+            raw = raw.index_select(-1, torch.tensor(part.channels, device=raw.device))
+        empty = raw[:count] == table.nodata if table.holes else None
+        x = raw.float()
+        # Three roundings: a fused multiply-add would depend on where in the batch a row lies.
+        x.view(-1, len(affine.center)).sub_(affine.center).mul_(affine.gain).add_(affine.shift)
+        return x[:count] if empty is None else x[:count].masked_fill_(empty, torch.nan)
 
     def _drawn(self, part: Part, ids: np.ndarray, *, seed: int, epoch: int, site: str) -> Tensor:
-        """Stored numbers (B, T, C) or (B, C), each out of a row of its own, on the device."""
+        """Stored numbers in `_room`, each out of a row of its own, on the device."""
         table = self._tables[part.sensor]
         shape, flat = table.values.shape[1:], table.values.flatten()
         cells = shape.numel()
         words = noise.words(seed=seed, site=site, step=epoch, ids=ids, blocks=np.arange(-(-cells // 4)))
         rows = noise.to_range(words.reshape(len(ids), words.shape[1] * 4)[:, :cells], self._num_rows)
-        raw = flat.take(torch.from_numpy(rows * cells + np.arange(cells)).to(flat.device))
+        room = self._room(part, len(ids))
+        raw = room[:len(ids)].flatten(1)
+        torch.take(flat, torch.from_numpy(rows * cells + np.arange(cells)).to(flat.device), out=raw)
         if table.holes:
             own = table.values.index_select(0, torch.from_numpy(self._place[ids]).to(flat.device)).flatten(1)
             self._draw_again(raw, own != table.nodata, table, ids, key=(seed, zlib.crc32(site.encode())), epoch=epoch)
             raw.masked_fill_(own == table.nodata, table.nodata)
-        return raw.unflatten(1, shape).to(self._device)
+        return room.to(self._device, non_blocking=True)
 
     def _draw_again(self, raw: Tensor, wanted: Tensor, table: Table, ids: np.ndarray, *, key: tuple[int, int], epoch: int) -> None:
         """Put the first of eight more rows that has data into each wanted cell of raw (B, T * C) that has none, in place."""
@@ -140,18 +155,24 @@ def table_bytes(corpus: SeriesCorpus, parts: Sequence[Part], num_rows: int) -> i
     return sum(num_rows * int(np.prod(array.shape[1:])) * array.dtype.itemsize for array in arrays)
 
 
-def _table(corpus: SeriesCorpus, sensor: str, rows: np.ndarray, home: torch.device, device: torch.device, pool: ThreadPoolExecutor) -> Table:
-    values, holes = _read(corpus, sensor, rows, home, pool)
-    contract = corpus.contract(sensor)
-    scale, offset, mean, std = (np.array(x) for x in (contract.scale, contract.offset, contract.mean, contract.std))
+def _side_by_side(parts: list[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
+
+
+def _affine(corpus: SeriesCorpus, part: Part, device: torch.device) -> Affine:
+    """Of as many rows as take about `_LANES` numbers."""
+    contract, chosen = corpus.contract(part.sensor), list(part.channels)
+    scale, offset, mean, std = (np.array(x)[chosen] for x in (contract.scale, contract.offset, contract.mean, contract.std))
     raw_mean = (mean - offset) / scale
     center = raw_mean.astype(np.float32)
     constants = center, scale / std, (center.astype(np.float64) - raw_mean) * scale / std
-    return Table(values, *(torch.from_numpy(x.astype(np.float32)).to(device) for x in constants), contract.nodata, holes)
+    dates = int(np.prod(corpus.values[part.sensor].shape[1:-1]))
+    rows = -(-_LANES // (dates * len(chosen)))
+    return Affine(*(torch.from_numpy(np.tile(x.astype(np.float32), rows * dates)).to(device) for x in constants), rows)
 
 
-def _read(corpus: SeriesCorpus, sensor: str, rows: np.ndarray, home: torch.device, pool: ThreadPoolExecutor) -> tuple[Tensor, bool]:
-    """The sensor's rows in memory of `home`, and whether any of their values is nodata."""
+def _read(corpus: SeriesCorpus, sensor: str, rows: np.ndarray, home: torch.device, pool: ThreadPoolExecutor) -> Table:
+    """The sensor's rows in memory of `home`."""
     array = corpus.values[sensor]
     step, nodata = (array.shards or array.chunks)[0], array.attrs["nodata"]
     out = torch.empty((len(rows), *array.shape[1:]), dtype=getattr(torch, str(array.dtype)), device=home)
@@ -164,7 +185,7 @@ def _read(corpus: SeriesCorpus, sensor: str, rows: np.ndarray, home: torch.devic
         out[first:last] = torch.from_numpy(block)
         return bool((block == nodata).any())
 
-    return out, any(list(pool.map(read, range(0, len(corpus), step))))
+    return Table(out, nodata, any(list(pool.map(read, range(0, len(corpus), step)))))
 
 
 def _read_block(corpus: SeriesCorpus, sensor: str, rows: np.ndarray, start: int, nodata: int) -> np.ndarray:
