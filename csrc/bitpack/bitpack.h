@@ -29,6 +29,11 @@ struct Tiling {
   DSE_INLINE int64_t all_segments() const { return planes * tile_rows() * segments(); }
   DSE_INLINE int64_t first_byte() const { return kPackHeader + 4 * (all_segments() + 1); }
   DSE_INLINE int64_t pixels() const { return planes * height * width; }
+  // Of the coded form, and kPackAhead that its encoder may touch.
+  DSE_INLINE int64_t most_bytes() const {
+    const int64_t rows = height < kTile ? height : (int64_t)kTile, columns = width < kTile ? width : (int64_t)kTile;
+    return first_byte() + planes * tile_rows() * tiles() * (kHeadBytes + rows * (1 + 2 * columns)) + kPackAhead;
+  }
   // Sizes whose coded form has offsets of 32 bits.
   DSE_INLINE bool legal() const {
     if (planes < 1 || height < 1 || width < 1 || (itemsize != 1 && itemsize != 2)) return false;

@@ -31,9 +31,7 @@ DSE_AVX512 int64_t pack_avx512(const void* in, const Tiling& t, const PackOption
 
 int64_t dse_bitpack_bound(int64_t planes, int64_t height, int64_t width, int32_t itemsize) {
   const Tiling t = {planes, height, width, itemsize};
-  if (!t.legal()) return -1;
-  const int64_t rows = std::min<int64_t>(height, kTile), columns = std::min<int64_t>(width, kTile);
-  return t.first_byte() + t.planes * t.tile_rows() * t.tiles() * (kHeadBytes + rows * (1 + 2 * columns)) + kPackAhead;
+  return t.legal() ? t.most_bytes() : -1;
 }
 
 int64_t dse_bitpack_encode(const void* in, uint8_t* out, int64_t planes, int64_t height, int64_t width, int32_t itemsize, int32_t is_signed,

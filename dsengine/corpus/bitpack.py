@@ -86,9 +86,16 @@ def decode(body: bytes | memoryview | np.ndarray, out: np.ndarray) -> None:
 
 def declared_bytes(head: bytes) -> int:
     """Decoded size that a chunk's first HEADER_BYTES state. ValueError when they are none."""
-    if len(head) < HEADER_BYTES or head[:4] != b"dsb1":
+    if (shape := stated_shape(head)) is None:
         raise ValueError(f"not a {NAME} chunk")
-    return head[4] * math.prod(np.frombuffer(head[8:HEADER_BYTES], "<u4").tolist())
+    return math.prod(shape)
+
+
+def stated_shape(head: bytes) -> tuple[int, int, int, int] | None:
+    """(bytes a pixel, planes, H, W) that a chunk's first HEADER_BYTES state; None when they are none."""
+    if len(head) < HEADER_BYTES or head[:4] != b"dsb1":
+        return None
+    return head[4], *np.frombuffer(head[8:HEADER_BYTES], "<u4").tolist()
 
 
 def as_planes(shape: tuple[int, ...]) -> tuple[int, int, int]:

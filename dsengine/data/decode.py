@@ -53,6 +53,12 @@ def _copy(chunk: Chunk, body: np.ndarray, out_CHW: np.ndarray) -> None:
     out_CHW.reshape(-1).view(np.uint8)[:] = body
 
 
+def check_bitpack_header(chunk: Chunk, body: np.ndarray) -> None:
+    """Refuse a chunk of another shape, for a decoder that would not say so."""
+    if (found := bitpack.stated_shape(body[:bitpack.HEADER_BYTES].tobytes())) != (2, *chunk.layout.patch_shape):
+        raise chunk.fail(f"its header says (bytes, planes, H, W) {found}, expected {(2, *chunk.layout.patch_shape)}")
+
+
 def _unpack(chunk: Chunk, body: np.ndarray, out_CHW: np.ndarray) -> None:
     try:
         bitpack.decode(body, out_CHW)

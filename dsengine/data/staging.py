@@ -1,10 +1,10 @@
 """A batch as a GPU is to get it: one buffer of compressed bytes and tables, and the LZ4 or zstd streams in it, grouped by decoded size.
 
     ids -> chunk bytes, back to back in the buffer (crc32c compared) -> frames parsed -> groups, tables
-    buffer:  chunks of each array | decoded patches that no GPU decoder takes | a piece of fill value | VOID | blocks (K, 6) | streams (S, 2)
+    buffer:  chunks of each array | decoded patches that no GPU decoder takes | a piece of fill value | VOID | tables (see Staged)
 
 One copy brings the buffer to the device. There each group is one call of an inflater, `ops.unfilter_streams` takes its output and the
-streams stored raw in the buffer, and every patch is in its place: `expand`. Everything here runs on the CPU with any inflater.
+streams stored raw in the buffer, `ops.bitpack_decode_into` the chunks that need no inflater, and every patch is in its place: `expand`. Everything here runs on the CPU with any inflater.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +18,11 @@ from torch import Tensor
 from dsengine import ops
 from dsengine.data import frames
 from dsengine.data.chunks import Chunk, Located, ShardIndex, damage, read_chunks
-from dsengine.data.decode import CRC_BYTES, check_zstd_header, checked_body, decode
+from dsengine.data.decode import CRC_BYTES, check_bitpack_header, check_zstd_header, checked_body, decode
 from dsengine.data.layout import ChunkLayout
 from dsengine.data.native import read_raw
 from dsengine.data.patches import windows
+from dsengine.data.slab import Slab
 from dsengine.errors import RunError
 
 ALIGN = 256  # of each array's patches in the output, and of parts of the buffer: a GPU's widest access, with room
@@ -38,16 +39,25 @@ class Group(NamedTuple):
     size: np.ndarray  # (n,) int64
 
 
+class Pack(NamedTuple):
+    """Chunks of the fixed-width codec, all of one size: `num` rows of ops.bitpack_decode_into at byte `at`."""
+
+    at: int
+    num: int
+    shape: tuple[int, int, int]  # C, H, W
+
+
 class Staged(NamedTuple):
-    """A batch in a buffer. Offsets are bytes."""
+    """A batch in a buffer. Offsets are bytes, those of tables 8-aligned."""
 
     num_bytes: int  # of the buffer in use
     groups: tuple[Group, ...]
     void: int  # where VOID lies
-    blocks: int  # where the table of blocks lies, 8-aligned
+    blocks: int  # where the table of blocks lies, (num_blocks, 6) int64
     num_blocks: int
-    streams: int
+    streams: int  # (num_streams, 2) int64
     num_streams: int
+    packs: tuple[Pack, ...]  # chunks of the fixed-width codec
     block_bytes: int  # the largest block
     arrays: tuple[tuple[int, tuple[int, int, int, int]], ...]  # of each layout: offset in the output, (B, C, H, W)
     out_bytes: int
@@ -63,31 +73,13 @@ def expand(buffer: Tensor, staged: Staged, inflate: Inflate) -> tuple[Tensor, ..
     streams = _table(buffer, staged.streams, staged.num_streams, columns=2)
     sources = [buffer, *(x.reshape(-1) for x in inflated)]
     out = ops.unfilter_streams(sources, blocks, streams, staged.out_bytes, staged.block_bytes)
+    for pack in staged.packs:
+        ops.bitpack_decode_into(buffer, _table(buffer, pack.at, pack.num, columns=5), out, pack.shape, pack.shape[1:], torch.int16)
     return tuple(out[at:at + 2 * int(np.prod(shape))].view(torch.int16).view(shape) for at, shape in staged.arrays)
 
 
 def _table(buffer: Tensor, at: int, rows: int, *, columns: int) -> Tensor:
     return buffer[at:at + 8 * columns * rows].view(torch.int64).view(rows, columns)
-
-
-class Slab:
-    """A host buffer that grows and is used again; page-locked where a GPU copies from it."""
-
-    def __init__(self, *, pinned: bool) -> None:
-        self._pinned = pinned
-        self.tensor = torch.empty(0, dtype=torch.uint8)
-
-    @property
-    def array(self) -> np.ndarray:
-        """The same memory as (n,) uint8."""
-        return self.tensor.numpy()
-
-    def ensure(self, num_bytes: int) -> None:
-        """Hold at least `num_bytes`, what is in it included."""
-        if num_bytes > self.tensor.numel():
-            old = self.tensor
-            self.tensor = torch.empty(num_bytes + num_bytes // 8, dtype=torch.uint8, pin_memory=self._pinned)
-            self.tensor[:old.numel()] = old
 
 
 class Share(NamedTuple):
@@ -132,7 +124,7 @@ class Stager:
         late = [(share, k) for share, future in zip(shares, futures, strict=True) for k in future.result()[1]]
         at = _decode_late(late, slab, at, tables)
         at = _add_fills(shares, slab, at, tables)
-        return _finish(frames.join(tables), slab, at, arrays=tuple(arrays), out_bytes=out)
+        return _finish(frames.join(tables), slab, at, shares=shares, arrays=tuple(arrays), out_bytes=out)
 
     def close(self) -> None:
         """End the threads."""
@@ -149,6 +141,8 @@ def goes_compressed(layout: ChunkLayout, *, lz4: bool, zstd: bool) -> bool:
     """Whether chunks of `layout` go to the device as they are stored."""
     if layout.compressor == "blosc":
         return lz4 and layout.cname in ("lz4", "lz4hc")
+    if layout.compressor == "bitpack":
+        return layout.checked  # a device cannot say that a chunk is damaged
     return layout.compressor == "none" or zstd
 
 
@@ -173,6 +167,8 @@ def _stage_share(share: Share, slab: np.ndarray) -> tuple[frames.Tables, list[in
     for k in stored.tolist():
         chunk = _chunk(share, k, slab)
         _check_plain(chunk, chunk.data[:-CRC_BYTES] if share.layout.checked else chunk.data)
+    if share.layout.compressor == "bitpack":
+        return frames.copies(stored[:0], stored[:0], patch_bytes=share.layout.patch_bytes), []
     make = {"none": lambda at, size, to: frames.copies(at, to, patch_bytes=share.layout.patch_bytes),
             "zstd": lambda at, size, to: frames.zstd_frames(at, size, to, patch_bytes=share.layout.patch_bytes)}
     return make[share.layout.compressor](share.at[stored], size, _target(share)[stored]), []
@@ -203,6 +199,8 @@ def _chunk(share: Share, k: int, slab: np.ndarray) -> Chunk:
 def _check_plain(chunk: Chunk, body: np.ndarray) -> None:
     if chunk.layout.compressor == "zstd":
         check_zstd_header(chunk, body)
+    elif chunk.layout.compressor == "bitpack":
+        check_bitpack_header(chunk, body)
     elif body.nbytes != chunk.layout.patch_bytes:
         raise chunk.fail(f"the chunk has {body.nbytes} bytes, one patch has {chunk.layout.patch_bytes}")
 
@@ -252,17 +250,33 @@ def _add_fills(shares: list[Share], slab: Slab, at: int, tables: list[frames.Tab
     return at
 
 
-def _finish(tables: frames.Tables, slab: Slab, at: int, *, arrays: tuple, out_bytes: int) -> Staged:
+def _finish(tables: frames.Tables, slab: Slab, at: int, *, shares: list[Share], arrays: tuple, out_bytes: int) -> Staged:
     """Group the streams and write VOID and the tables at byte `at` of the slab."""
     groups, streams = _grouped(tables)
     blocks_at = at + 16
     streams_at = blocks_at + tables.blocks.nbytes
-    stop = streams_at + streams.nbytes
+    packs_at = streams_at + streams.nbytes
+    packs, rows = _packs(shares, packs_at)
+    stop = packs_at + rows.nbytes
     slab.ensure(stop)
     slab.array[at:at + len(VOID)] = np.frombuffer(VOID, dtype=np.uint8)
     slab.array[blocks_at:streams_at] = tables.blocks.reshape(-1).view(np.uint8)
-    slab.array[streams_at:stop] = streams.reshape(-1).view(np.uint8)
-    return Staged(stop, groups, at, blocks_at, len(tables.blocks), streams_at, len(streams), int(tables.blocks[:, 1].max()), arrays, out_bytes)
+    slab.array[streams_at:packs_at] = streams.reshape(-1).view(np.uint8)
+    slab.array[packs_at:stop] = rows.reshape(-1).view(np.uint8)
+    return Staged(stop, groups, at, blocks_at, len(tables.blocks), streams_at, len(streams), packs, int(tables.blocks[:, 1].max(initial=1)), arrays, out_bytes)
+
+
+def _packs(shares: list[Share], at: int) -> tuple[tuple[Pack, ...], np.ndarray]:
+    """The shares of the fixed-width codec that are on their way as they are, and their rows (n, 5) int64, which will lie at `at`."""
+    packs, rows = [], [np.empty((0, 5), dtype=np.int64)]
+    for share in shares:
+        if share.on_device and share.layout.compressor == "bitpack":
+            stored = np.flatnonzero(share.located.size)
+            columns = (share.at[stored], share.located.size[stored] - CRC_BYTES, _target(share)[stored])
+            packs.append(Pack(at, len(stored), share.layout.patch_shape))
+            rows.append(np.stack([*columns, *[np.zeros_like(stored)] * 2], axis=1))
+            at += rows[-1].nbytes
+    return tuple(packs), np.concatenate(rows)
 
 
 def _grouped(tables: frames.Tables) -> tuple[tuple[Group, ...], np.ndarray]:

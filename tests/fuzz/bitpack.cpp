@@ -1,0 +1,96 @@
+// Damaged bitpack chunks through csrc/bitpack, every buffer a heap block of exactly the promised size: for the address sanitizer.
+// Argument: how many times to damage one. Chunks are made here, of random sizes, pixels and forms.
+#include <stdio.h>
+#include <stdlib.h>
+
+#include <memory>
+#include <vector>
+
+#include "bitpack/pack.h"
+#include "bitpack/unpack.h"
+
+using namespace dse;
+
+namespace {
+
+struct Seed {
+  std::vector<uint8_t> bytes, pixels;
+  Tiling tiling;
+};
+
+uint64_t state = 88172645463325252ull;
+
+uint64_t draw(uint64_t below) {
+  state ^= state << 13, state ^= state >> 7, state ^= state << 17;
+  return state % below;
+}
+
+typedef bool (*Unpack)(const uint8_t*, int64_t, const Tiling&, const Window&, uint8_t*);
+bool unpack_plain(const uint8_t* in, int64_t n, const Tiling& t, const Window& w, uint8_t* out) { return unpack_chunk(in, n, t, w, out); }
+DSE_AVX2 bool unpack_avx2(const uint8_t* in, int64_t n, const Tiling& t, const Window& w, uint8_t* out) { return unpack_chunk(in, n, t, w, out); }
+
+std::unique_ptr<uint8_t[]> exactly(int64_t bytes) { return std::unique_ptr<uint8_t[]>(new uint8_t[bytes]); }
+
+Seed seed_of() {
+  Seed seed;
+  const int32_t itemsize = 1 + (int32_t)draw(2);
+  const Tiling t = {1 + (int64_t)draw(3), 1 + (int64_t)draw(20), 1 + (int64_t)draw(draw(3) ? 20 : 280), itemsize};
+  const uint64_t spread = 1ull << draw(17);
+  seed.tiling = t, seed.pixels.resize(t.pixels() * itemsize);
+  for (int64_t k = 0; k < t.pixels(); ++k) {
+    const uint16_t value = draw(6) == 0 ? 7 : (uint16_t)(500 + draw(spread));
+    memcpy(&seed.pixels[k * itemsize], &value, itemsize);
+  }
+  const PackOptions options = {draw(2) == 0, draw(2) == 0, draw(2) ? 7 : 1 << 20};
+  const auto out = exactly(t.most_bytes());
+  const int64_t size = itemsize == 2 ? pack_chunk((const uint16_t*)seed.pixels.data(), t, options, out.get()) : pack_chunk(seed.pixels.data(), t, options, out.get());
+  seed.bytes.assign(out.get(), out.get() + size);
+  return seed;
+}
+
+// Changes bytes, the length, or both; mostly near the start, where header and offsets are, and then lets the last offset fit the length.
+void damage(std::vector<uint8_t>& x, const Tiling& t) {
+  for (uint64_t k = draw(5); k > 0 && !x.empty(); --k) {
+    static const uint8_t telling[] = {0x00, 0x01, 0x0F, 0x10, 0x1F, 0x60, 0x70, 0xFF};
+    const uint64_t heads = (uint64_t)t.first_byte() + 90, at = draw(2) ? draw(x.size()) : draw(x.size() < heads ? x.size() : heads);
+    x[at] = draw(2) ? telling[draw(8)] : (uint8_t)draw(256);
+  }
+  if (draw(3) == 0) x.resize(draw(x.size() + 1));
+  if (draw(8) == 0) x.resize(x.size() + draw(100), (uint8_t)draw(256));
+  const uint32_t size = (uint32_t)x.size();
+  if (draw(4) && (int64_t)x.size() >= t.first_byte()) memcpy(&x[t.first_byte() - 4], &size, 4);
+}
+
+bool is_taken(const std::vector<uint8_t>& x, const Tiling& t, const Window& w, Unpack unpack, std::vector<uint8_t>* found) {
+  const auto in = exactly(x.size());
+  const int64_t bytes = t.planes * w.height * w.width * t.itemsize;
+  const auto out = exactly(bytes);
+  memset(out.get(), 0, bytes);
+  if (!x.empty()) memcpy(in.get(), x.data(), x.size());
+  const bool taken = unpack(in.get(), (int64_t)x.size(), t, w, out.get());
+  if (found) found->assign(out.get(), out.get() + bytes);
+  return taken;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) return 2;
+  const bool wide = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  long whole = 0, taken = 0, rounds = atol(argv[1]);
+  for (long k = 0; k < rounds; ++k) {
+    const Seed seed = seed_of();
+    const Tiling& t = seed.tiling;
+    const Unpack unpack = wide && k % 2 ? unpack_avx2 : unpack_plain;
+    std::vector<uint8_t> found, bytes = seed.bytes;
+    whole += is_taken(bytes, t, {0, 0, t.height, t.width}, unpack, &found) && found == seed.pixels;
+    for (int many = 0; many < 8; ++many) {
+      bytes = seed.bytes;
+      damage(bytes, t);
+      const int64_t h = 1 + (int64_t)draw(t.height), w = 1 + (int64_t)draw(t.width);
+      taken += is_taken(bytes, t, {(int64_t)draw(t.height - h + 1), (int64_t)draw(t.width - w + 1), h, w}, unpack, nullptr);
+    }
+  }
+  printf("%ld %ld\n", whole, taken);
+  return 0;
+}
