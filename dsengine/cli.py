@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     """The parser of the whole command line `argv`: some flags depend on it, as those of `corpus build` on --source."""
     from dsengine.corpus import commands
+    from dsengine.evaluate import commands as evaluations
     from dsengine.export import commands as exports
 
     parser = _Parser(prog="dsengine", description="Self-supervised pretraining on Sentinel-1/2 imagery.")
@@ -39,6 +40,7 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     commands.add_parser(subparsers, argv)
     _add_train(subparsers)
     exports.add_parsers(subparsers)
+    evaluations.add_parser(subparsers)
     doctor = subparsers.add_parser("doctor", help="what is built, found and missing, and what to do about it")
     doctor.set_defaults(run=_doctor)
     return parser

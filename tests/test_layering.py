@@ -22,9 +22,10 @@ MAY_IMPORT = {
     "methods": {"nn", "data", "augment", "kernels", "plugin", "encoders"},
     "config": {"plugin", "typed", "engine.settings"},
     "engine": {"corpus", "data", "encoders", "methods", "nn", "config", "plugin"},
+    "evaluate": {"corpus", "data", "augment", "encoders", "nn", "engine", "typed", "__version__"},
     "export": {"corpus", "data", "encoders", "engine", "nn", "__version__"},
     "doctor": {"ops", "corpus"},
-    "cli": {"corpus", "engine", "export", "config", "doctor"},
+    "cli": {"corpus", "engine", "evaluate", "export", "config", "doctor"},
     "__init__": set(),
 }
 
