@@ -1,6 +1,8 @@
 """Rows of series and pixels as z-scores: exact against zarr-python and float64, whatever is missing; marginals as the data has them."""
 
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +27,9 @@ VIEWS = [View(), View(sensor="s2"), View(sensor="rain"), View(bands=("B03",)), V
 def corpus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> SeriesCorpus:
     """421 rows of int16 and float32 in blocks of 64; a fifth of the dates and some bands without data."""
     path = tmp_path_factory.mktemp("tables") / request.param
-    return open_corpus(build_series(path, small.plan(kind=request.param)))
+    plan = small.plan(kind=request.param)
+    shifted = tuple(replace(spec, add_offset=offset) for spec, offset in zip(plan.layout.arrays, (-0.1, 3.0)))
+    return open_corpus(build_series(path, replace(plan, layout=replace(plan.layout, arrays=shifted))))
 
 
 def tables(corpus: SeriesCorpus, rows: np.ndarray, views: list[View] = VIEWS, **settings) -> Tables:
@@ -135,8 +139,6 @@ def test_the_memory_told_beforehand_is_that_of_the_stored_numbers(corpus: Series
 
 
 def test_a_damaged_shard_is_named(corpus: SeriesCorpus, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(corpus.path, tmp_path / "c")
     shard = next(path for path in sorted((tmp_path / "c" / corpus.kind / "s2" / "c" / "2").rglob("*")) if path.is_file())
     shard.write_bytes(shard.read_bytes()[:100])
