@@ -176,6 +176,11 @@ def test_files_that_are_no_network_are_refused_with_what_is_legal(rgb: dict[str,
     path = str(save(rgb, tmp_path / "rgb.pth"))
     with pytest.raises(UsageError, match=r"fitted by band; legal: bands=\[...\] with 3 names"):
         dsengine.build_encoder("resnet18", 3, weights=path)
+    from safetensors.torch import save_file
+
+    save_file(rgb, tmp_path / "ours.safetensors", metadata={"dsengine": "{}"})
+    with pytest.raises(UsageError, match="has a contract of its own; legal: dsengine.load_encoder"):
+        dsengine.build_encoder("resnet18", 3, weights=str(tmp_path / "ours.safetensors"), bands=("B04", "B03", "B02"))
     with pytest.raises(UsageError, match="public weights are of ResNets; legal: a run folder of ResMLP"):
         dsengine.build_encoder("resmlp", 3, weights=path, bands=("B04", "B03", "B02"))
 

@@ -101,6 +101,17 @@ def test_a_run_begins_with_the_encoder_of_another(corpus: Corpus, finished: Path
     assert method.encoders["s1"].origin == f"weights of the run {finished}, shown VV, VH"
 
 
+@pytest.mark.parametrize("inside", ["", "encoder.safetensors"])
+def test_a_run_begins_with_an_exported_encoder(corpus: Corpus, finished: Path, tmp_path: Path, inside: str) -> None:
+    folder = dsengine.export_encoder(finished, tmp_path / "export", name="s2", formats=["safetensors"])
+    own = {"s2": {"name": "resnet18", "stem": "imagenet", "weights": str(folder / inside)}}
+    method = _method(corpus, {"name": "simclr", "modalities": ["s2", "s1"]}, encoder={}, encoders=own)
+    s2, _ = dsengine.load_encoder(finished, "s2")
+    assert all(torch.equal(value, s2.state_dict()[key]) for key, value in method.encoders["s2"].state_dict().items())
+    with pytest.raises(UsageError, match="was shown bands B01, .*; this run shows B01, .*, VV, VH"):
+        _method(corpus, "csf", encoder={"stem": "imagenet", "weights": str(folder / inside)})
+
+
 def test_a_run_of_other_bands_units_or_encoders_is_refused(corpus: Corpus, finished: Path) -> None:
     pair = {"name": "simclr", "modalities": ["s2", "s1"]}
     with pytest.raises(UsageError, match="no encoder 'all'"):
@@ -109,7 +120,7 @@ def test_a_run_of_other_bands_units_or_encoders_is_refused(corpus: Corpus, finis
         _method(corpus, pair, encoder={"weights": str(finished)})
     with pytest.raises(UsageError, match=r"another one: name resnet18 \(legal: resnet34\), layer1.2.conv1.weight None \(legal: .* more$"):
         _method(corpus, pair, encoder={}, encoders={"s1": {"name": "resnet34", "stem": "imagenet", "weights": str(finished)}})
-    with pytest.raises(UsageError, match="is a run, which knows its bands; legal: none"):
+    with pytest.raises(UsageError, match="has a contract that says what it was shown; legal: neither"):
         _method(corpus, pair, encoder={"weights": str(finished), "weights_bands": ["VV", "VH"]})
     encoder = dsengine.build_encoder("resnet18", 2, stem="imagenet")
     settings = configuration.resolve({"encoder": {"name": "resnet18", "stem": "imagenet", "weights": str(finished)}}).encoder_config

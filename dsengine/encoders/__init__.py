@@ -27,7 +27,7 @@ class Features(NamedTuple):
 class Start:
     """Where an encoder's weights come from; none of it is part of its shape."""
 
-    weights: str | None = None  # a file of public ResNet weights, or a run folder; None: initialised from the seed
+    weights: str | None = None  # a file of public ResNet weights, a run folder, or an export of ours; None: from the seed
     weights_bands: tuple[str, ...] = ()  # names of the file's input channels, where their number does not tell
     # What the file's network was shown: z-scored bands (ImageNet's), or physical values (SSL4EO-S12's Sentinel-2 networks: reflectance).
     weights_input: Literal["zscore", "physical"] = "zscore"

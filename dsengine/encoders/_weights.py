@@ -86,20 +86,29 @@ def read(path: str | Path) -> dict[str, Any]:
     """What a .safetensors file, or a file that torch.save wrote, holds; of the latter only tensors and plain values are ever read."""
     path = Path(path)
     if not path.is_file():
-        raise UsageError(f"encoder.weights={path}: no such file; legal: a state dict (.safetensors, .pth) or a run folder")
+        raise UsageError(f"encoder.weights={path}: no such file; legal: a state dict (.safetensors, .pth), a run folder or what dsengine export wrote")
     try:
         if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            return load_file(path)
+            return _safetensors(path)
         with torch.serialization.safe_globals([argparse.Namespace]):  # DINO's checkpoints hold their command line, plain values
             found = torch.load(path, map_location="cpu", weights_only=True)
+    except UsageError:
+        raise
     except Exception as error:  # a damaged file, or one of another format, fails anywhere in either reader
         raise UsageError(f"encoder.weights={path}: not readable as tensors alone ({' '.join(str(error).split())[:200]}); "
                          "legal: a state dict as .safetensors or by torch.save") from error
     if not isinstance(found, dict):
         raise UsageError(f"encoder.weights={path}: holds a {type(found).__name__}; legal: a state dict")
     return found
+
+
+def _safetensors(path: Path) -> dict[str, Tensor]:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        if "dsengine" in (file.metadata() or {}):
+            raise UsageError(f"encoder.weights={path}: has a contract of its own; legal: dsengine.load_encoder, or train with --set encoder.weights")
+        return {key: file.get_tensor(key) for key in file.keys()}
 
 
 def backbone(found: dict[str, Any], path: str | Path) -> tuple[str, dict[str, Tensor], str]:
