@@ -46,7 +46,6 @@ def _add_export(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--encoder", metavar="NAME", help="which encoder of a run with several")
     parser.add_argument("--out", metavar="DIR", required=True, help="new folder")
     parser.add_argument("--formats", metavar="NAME,...", help="of safetensors, program, onnx, timm (default: all that can be written)")
-    parser.add_argument("--size", type=int, metavar="PX", help="side of the images that program and ONNX take (default: the training patch)")
 
 
 def _embed(args: argparse.Namespace) -> int:
@@ -97,7 +96,7 @@ def parse_query(text: str) -> int | tuple[float, float]:
 def _export(args: argparse.Namespace) -> int:
     from dsengine.export.encoder import export_encoder
 
-    folder = export_encoder(args.model, args.out, name=args.encoder, formats=args.formats.split(",") if args.formats else None, size=args.size)
+    folder = export_encoder(args.model, args.out, name=args.encoder, formats=args.formats.split(",") if args.formats else None)
     for path in sorted(folder.iterdir()):
         print(path)
     return 0

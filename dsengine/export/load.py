@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -51,11 +52,12 @@ class Program(nn.Module):
     def __init__(self, run: Any, card: dict[str, Any], sha256: str) -> None:
         super().__init__()
         self._run, self.sha256 = run, sha256
-        self.in_channels, self.dim, self.size = card["in_channels"], card["dim"], card["size"]
+        self.in_channels, self.dim, self.input = card["in_channels"], card["dim"], card["input"]
 
     def forward(self, x: Tensor) -> Features:
-        """x (B, in_channels, size, size) float32 -> Features; the size is the one it was exported with."""
-        return Features(*self._run(x))
+        """x as the encoder takes it, float32 -> Features, on the device of x; computed on the CPU."""
+        found = [value.to(x.device) for value in self._run(x.detach().cpu().float())]
+        return Features(found[0], found[1] if len(found) == 2 else None)
 
 
 def read_card(path: Path) -> dict[str, Any]:
@@ -83,12 +85,15 @@ def _safetensors(path: Path) -> tuple[nn.Module, dict[str, Any]]:
 
 def _program(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     extra = {CARD: ""}
+    if not zipfile.is_zipfile(path):
+        raise RunError(f"{path}: damaged, it is no archive of torch.export")
     try:
         program = torch.export.load(path, extra_files=extra)
     except Exception as error:  # torch raises what its archive reader, its JSON reader or its checks raise
         raise RunError(f"{path}: not a readable torch.export program ({type(error).__name__}: {error})") from error
     card = _card(extra[CARD], path)
-    return Program(program.module(), card, _file_sha256(path)).eval(), card
+    module = program.module()  # not a child of ours: it refuses eval() and train()
+    return Program(lambda x: module(x), card, _file_sha256(path)).eval(), card
 
 
 def _onnx(path: Path) -> tuple[nn.Module, dict[str, Any]]:
@@ -100,8 +105,7 @@ def _onnx(path: Path) -> tuple[nn.Module, dict[str, Any]]:
     card = _card(session.get_modelmeta().custom_metadata_map.get(KEY), path)
 
     def run(x: Tensor) -> tuple[Tensor, ...]:
-        found = session.run(["pooled", "dense"], {"x": np.ascontiguousarray(x.detach().cpu().numpy())})
-        return tuple(torch.from_numpy(value).to(x.device) for value in found)
+        return tuple(torch.from_numpy(value) for value in session.run(None, {"x": np.ascontiguousarray(x.numpy())}))
 
     return Program(run, card, _file_sha256(path)).eval(), card
 

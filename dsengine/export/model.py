@@ -6,6 +6,7 @@ more than `Features`: a block of NaN in an image of zeros makes every cell NaN t
 
 import bisect
 import hashlib
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -63,6 +64,25 @@ def as_model(encoder: Encoder, *, name: str | None = None, bands: Sequence[str] 
         module, contract = encoder if isinstance(encoder, tuple) else load_encoder(encoder, name)
     shown = _chosen(contract, bands, getattr(module, "in_channels", None))
     return Model(_ready(module), shown, sha256_of(module))
+
+
+def input_of(module: nn.Module) -> str:
+    """What an encoder takes: image (B, C, H, W), pixel (B, C) or series (B, T, C)."""
+    return getattr(module, "input", None) or getattr(sys.modules.get(type(module).__module__), "INPUT", "image")
+
+
+class Pixelwise(nn.Module):
+    """An encoder of single pixels as one of images: every pixel is a cell."""
+
+    def __init__(self, encoder: nn.Module) -> None:
+        super().__init__()
+        self.encoder = encoder
+
+    def forward(self, x: Tensor) -> Features:
+        """(B, C, H, W) -> Features((B, D), (B, D, H, W))."""
+        cells = self.encoder(x.permute(0, 2, 3, 1).flatten(0, 2)).pooled
+        dense = cells.unflatten(0, (x.shape[0], *x.shape[2:])).permute(0, 3, 1, 2)
+        return Features(dense.mean((2, 3)), dense)
 
 
 def sha256_of(module: nn.Module) -> str:
@@ -148,6 +168,10 @@ def _dense(encoder: nn.Module, x: Tensor) -> Tensor:
 
 
 def _ready(module: nn.Module) -> nn.Module:
+    if (kind := input_of(module)) == "series":
+        raise UsageError("encoder: it takes series of dates; legal: encoders of images or of pixels")
+    if kind == "pixel":
+        return Pixelwise(module.eval())
     try:
         return folded(module)
     except UsageError:  # a norm without a convolution before it stays as it is

@@ -6,6 +6,7 @@ from typing import Any
 
 from safetensors import safe_open
 
+from dsengine.encoders import shape_of
 from dsengine.engine import checkpoint
 from dsengine.errors import RunError, UsageError
 from dsengine.export.load import WEIGHTS, read_card
@@ -23,7 +24,7 @@ def recipe(path: str | os.PathLike[str], name: str | None) -> dict[str, Any]:
         raise RunError(f"{path}: no whole checkpoint")
     chosen = name or _only(saved)
     settings = dict(saved.config.get("encoders", {}).get(chosen, saved.config["encoder"]))
-    return {"name": chosen, "encoder": {"name": settings.pop("name"), "settings": settings}}
+    return {"name": chosen, "encoder": {"name": settings.pop("name"), "settings": shape_of(settings)}}
 
 
 def _only(saved: checkpoint.Checkpoint) -> str:

@@ -16,21 +16,24 @@ from dsengine.errors import UsageError
 NETWORKS = ("resnet18", "resnet34", "resnet50")
 
 
-def write_timm(encoder: nn.Module, card: dict[str, Any], folder: Path, *, required: bool) -> None:
-    """config.json and model.safetensors; left out where timm has no such network and it was not asked for by name."""
+def has_timm(card: dict[str, Any]) -> bool:
+    """Whether timm has the network of this encoder."""
+    return card["encoder"]["name"] in NETWORKS and card["encoder"]["settings"].get("stem") == "imagenet"
+
+
+def write_timm(encoder: nn.Module, card: dict[str, Any], folder: Path) -> None:
+    """config.json and model.safetensors. UsageError where timm has no such network."""
     name, stem = card["encoder"]["name"], card["encoder"]["settings"].get("stem", "paper")
-    if name not in NETWORKS or stem != "imagenet":
-        if required:
-            raise UsageError(f"--formats timm: encoder {name} with stem {stem} is not a network of timm; legal: {', '.join(NETWORKS)} with encoder.stem=imagenet "
-                             "(others: the format safetensors, see docs/embed.md)")
-        return
+    if not has_timm(card):
+        raise UsageError(f"--formats timm: encoder {name} with stem {stem} is not a network of timm; legal: {', '.join(NETWORKS)} with encoder.stem=imagenet "
+                         "(others: the format safetensors, see docs/embed.md)")
     save_file({key: value.contiguous() for key, value in encoder.state_dict().items()}, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config(name, card), indent=1))
 
 
 def config(name: str, card: dict[str, Any]) -> dict[str, Any]:
     """What timm's loader reads. `first_conv` is None: timm would otherwise try to turn three colour channels into ours."""
-    shape = [card["in_channels"], card["size"], card["size"]]
+    shape = [card["in_channels"], card["patch_size"], card["patch_size"]]
     weights = {"input_size": shape, "fixed_input_size": False, "num_classes": 0, "first_conv": None, "classifier": "fc", "mean": [0.0] * shape[0],
                "std": [1.0] * shape[0], "license": "", "custom_load": False}
     return {"architecture": name, "num_classes": 0, "num_features": card["dim"], "global_pool": "avg", "pretrained_cfg": weights,
