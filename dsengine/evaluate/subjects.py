@@ -87,12 +87,14 @@ def with_floors(subjects: list[Subject], names: tuple[str, ...], *, seed: int) -
     for name in names:
         if name not in FLOORS:
             raise UsageError(f"floors: {name!r} is unknown, {nearest(name, FLOORS)}; or none")
-    found = {subject.digest(): subject for subject in subjects}
+    known = {subject.digest() for subject in subjects}
+    floors: dict[str, Subject] = {}
     for subject in subjects:
         for name in names:
             floor = _floor(name, subject, seed=seed)
-            found.setdefault(floor.digest(), floor)
-    return _distinct(list(found.values()))
+            if (digest := floor.digest()) not in known:
+                floors.setdefault(digest, floor)
+    return _distinct([*subjects, *floors.values()])
 
 
 def _distinct(subjects: list[Subject]) -> list[Subject]:
