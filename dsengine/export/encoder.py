@@ -102,7 +102,7 @@ def _write(encoder: nn.Module, card: dict[str, Any], folder: Path, formats: Sequ
     """The files of `formats`; unless they are `required`, without those that cannot be written here."""
     if "safetensors" in formats:
         write_safetensors(encoder, card, folder)
-    if "timm" in formats and (required or has_timm(card)):
+    if "timm" in formats and (required or has_timm(encoder, card)):
         write_timm(encoder, card, folder)
     onnx = "onnx" in formats and _has_onnx(required=required)
     if "program" in formats or onnx:

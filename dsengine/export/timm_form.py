@@ -16,16 +16,16 @@ from dsengine.errors import UsageError
 NETWORKS = ("resnet18", "resnet34", "resnet50")
 
 
-def has_timm(card: dict[str, Any]) -> bool:
+def has_timm(encoder: nn.Module, card: dict[str, Any]) -> bool:
     """Whether timm has the network of this encoder."""
-    return card["encoder"]["name"] in NETWORKS and card["encoder"]["settings"].get("stem") == "imagenet"
+    return card["encoder"]["name"] in NETWORKS and getattr(encoder, "pools", False)
 
 
 def write_timm(encoder: nn.Module, card: dict[str, Any], folder: Path) -> None:
     """config.json and model.safetensors. UsageError where timm has no such network."""
-    name, stem = card["encoder"]["name"], card["encoder"]["settings"].get("stem", "paper")
-    if not has_timm(card):
-        raise UsageError(f"--formats timm: encoder {name} with stem {stem} is not a network of timm; legal: {', '.join(NETWORKS)} with encoder.stem=imagenet "
+    name = card["encoder"]["name"]
+    if not has_timm(encoder, card):
+        raise UsageError(f"--formats timm: this encoder ({name}) is not a network of timm; legal: {', '.join(NETWORKS)} with encoder.stem=imagenet "
                          "(others: the format safetensors, see docs/embed.md)")
     save_file({key: value.contiguous() for key, value in encoder.state_dict().items()}, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config(name, card), indent=1))
