@@ -164,7 +164,7 @@ class Stopped(Exception):
 
 
 def test_a_stopped_job_goes_on_and_ends_with_the_same_file(encoder: Small, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dsengine.export.rasters.TILE_CELLS", 8)
+    monkeypatch.setattr("dsengine.export.rasters.tile_side", lambda cells: 8)
     path = write(tmp_path / "a.tif", numbers(203, 150))
     embed = lambda out, **more: dsengine.embed((encoder, contract()), path, tmp_path / out, s2_offset="0", **more)  # noqa: E731
     embed("whole.zarr")

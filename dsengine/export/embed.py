@@ -12,11 +12,10 @@ from dsengine.corpus.storage import Url
 from dsengine.errors import UsageError
 from dsengine.export.model import Encoder, Model, as_model, measure, patch_cells
 from dsengine.export.scene import CACHE_MB, Scene, find_scenes
-from dsengine.export.tiles import Rule
+from dsengine.export.tiles import Rule, tile_side
 
 Progress = Callable[[int, int], None]
 SUFFIXES = {".zarr": "zarr", ".tif": "tif", ".tiff": "tif", ".parquet": "parquet"}
-TILE_CELLS = 64
 
 
 def embed(encoder: Encoder, corpus_or_raster: Corpus | str | os.PathLike[str] | Url, out: str | os.PathLike[str], *, pooled: bool | None = None,
@@ -66,7 +65,7 @@ def choose_rule(model: Model, *, pooled: bool, window: int | None) -> Rule:
         return Rule("patches", patch_cells(model, side), 1)
     cells = measure(model.encoder, len(model.contract.bands))
     if window is None and cells.before is not None:
-        return Rule("exact", cells, TILE_CELLS)
+        return Rule("exact", cells, tile_side(cells))
     side = patch // cells.stride * cells.stride if window is None else window
     if side % (2 * cells.stride) or side < 2 * cells.stride:
         raise UsageError(f"--window {side}: legal: multiples of {2 * cells.stride} px, two cells of this encoder")

@@ -15,10 +15,9 @@ from dsengine.export.grid import Grid, cell_grid
 from dsengine.export.model import Model
 from dsengine.export.scene import Scene, opened
 from dsengine.export.stage import Field, Stage, staged
-from dsengine.export.tiles import Rule, tiles
+from dsengine.export.tiles import Rule, tile_side, tiles
 
-TILE_CELLS = 64  # side of a stored chunk; patches are larger than cells, so fewer of them make one
-TILE_PATCHES = 8
+TILE_PATCHES = 8  # a side of a stored chunk, where cells are patches
 _WRITERS = {".zarr": write_zarr.write_raster, ".tif": write_tiff.write_raster, ".tiff": write_tiff.write_raster, ".parquet": write_parquet.write_raster}
 
 
@@ -43,7 +42,7 @@ def embed_scene(model: Model, scene: Scene, rule: Rule, out: Path, *, dtype: str
 
 
 def _side(rule: Rule) -> int:
-    return TILE_PATCHES if rule.mode == "patches" else TILE_CELLS
+    return TILE_PATCHES if rule.mode == "patches" else tile_side(rule.cells)
 
 
 def _fields(rule: Rule, shape: tuple[int, int]) -> dict[str, Field]:
