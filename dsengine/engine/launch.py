@@ -15,7 +15,7 @@ import time
 import traceback
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,6 +33,7 @@ from dsengine.corpus.storage import absolute
 from dsengine.data.open import check_request
 from dsengine.data.sample import sized
 from dsengine.engine import checkpoint, plan
+from dsengine.engine.history import noted
 from dsengine.engine.train import fresh_method, train
 from dsengine.errors import RunError, UsageError
 from dsengine.methods import corpus_kind
@@ -100,10 +101,11 @@ def run(config: RunConfig, *, resume: bool = False) -> Path:
     folder = _run_folder(config, resume)
     with _only_writer(folder):
         _write_config(config, folder)
-        if ranks == 1 or dist.under_launcher():
-            rank_main(config, folder, kind=kind, resume=resume)
-        else:
-            _start_ranks(config, folder, kind=kind, ranks=ranks, resume=resume)
+        with noted(folder, device=kind, ranks=ranks, resumed=resume) if _leads() else nullcontext():
+            if ranks == 1 or dist.under_launcher():
+                rank_main(config, folder, kind=kind, resume=resume)
+            else:
+                _start_ranks(config, folder, kind=kind, ranks=ranks, resume=resume)
     return folder
 
 
