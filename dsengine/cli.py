@@ -33,6 +33,7 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     from dsengine.corpus import commands
     from dsengine.evaluate import commands as evaluations
     from dsengine.export import commands as exports
+    from dsengine.study.report import command as reports
 
     parser = _Parser(prog="dsengine", description="Self-supervised pretraining on Sentinel-1/2 imagery.")
     parser.add_argument("--version", action="version", version=f"dsengine {dsengine.__version__}")
@@ -41,6 +42,7 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     _add_train(subparsers)
     exports.add_parsers(subparsers)
     evaluations.add_parser(subparsers)
+    reports.add_parser(subparsers)
     doctor = subparsers.add_parser("doctor", help="what is built, found and missing, and what to do about it")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -107,10 +109,27 @@ def _train(args: argparse.Namespace) -> int:
         return 0
     from dsengine.engine import launch
 
-    folder = launch.run(launch.configure(settings, resume=args.resume), resume=args.resume)
+    config = launch.configure(settings, resume=args.resume)
+    try:
+        folder = launch.run(config, resume=args.resume)
+    except RunError:
+        if config.out is not None and (Path(config.out) / "config.yaml").exists() and int(os.environ.get("RANK", 0)) == 0:
+            _report(Path(config.out))
+        raise
     if int(os.environ.get("RANK", 0)) == 0:
+        _report(folder)
         print(_summary(folder))
     return 0
+
+
+def _report(folder: Path) -> None:
+    """Write the run's report; where that cannot be, say so: what was trained does not fail for it."""
+    from dsengine.study.report.write import write_short_report
+
+    try:
+        write_short_report(folder)
+    except (UsageError, RunError) as error:
+        print(f"dsengine: no report: {' '.join(str(error).split())}", file=sys.stderr)
 
 
 def _summary(folder: Path) -> str:
@@ -121,7 +140,7 @@ def _summary(folder: Path) -> str:
     losses = [(name, [r[name] for r in records if name in r]) for name in ("loss", "heldout_loss")]
     text = ", ".join(f"{name.replace('_', '-')} {values[0]:.4f} -> {values[-1]:.4f}" for name, values in losses if values)
     return (f"done: {text}\n  run         {folder}\n  loss figure {folder / 'figures' / 'loss.png'}\n"
-            f"  views       {folder / 'figures' / 'views.png'}\n  checkpoint  {latest(folder)[0].path}")
+            f"  views       {folder / 'figures' / 'views.png'}\n  report      {folder / 'report.html'}\n  checkpoint  {latest(folder)[0].path}")
 
 
 def _doctor(args: argparse.Namespace) -> int:

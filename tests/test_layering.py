@@ -24,8 +24,9 @@ MAY_IMPORT = {
     "engine": {"corpus", "data", "encoders", "methods", "nn", "config", "plugin"},
     "evaluate": {"corpus", "data", "augment", "encoders", "nn", "engine", "typed", "__version__"},
     "export": {"corpus", "data", "encoders", "engine", "nn", "__version__"},
+    "study": {"corpus", "data", "encoders", "engine", "evaluate", "export", "methods", "nn", "config", "plugin", "typed", "__version__"},
     "doctor": {"ops", "corpus"},
-    "cli": {"corpus", "engine", "evaluate", "export", "config", "doctor"},
+    "cli": {"corpus", "engine", "evaluate", "export", "study", "config", "doctor"},
     "__init__": set(),
 }
 

@@ -1,0 +1,1 @@
+"""Many runs at once, and what is shown of them."""
