@@ -111,7 +111,7 @@ def _row(task: Task, subject: Subject, share: float) -> Row:
         data, test, model = _tuned(task, subject, what, fold, train) if setting.finetune else _frozen(task, subject, what, fold, train)
         schedule = Schedule(epochs=setting.epochs, patience=setting.patience, lr=setting.lr, weight=_weights(task, what, train),
                             autocast=setting.precision == "bf16" or (setting.precision == "auto" and task.session.device.type == "cuda"))
-        model.to(task.session.device)
+        model.to(task.session.device, memory_format=torch.channels_last)
         with task.progress.task(f"{subject.name} {fold.name}", setting.epochs) as advance:
             history = fit(model, data, schedule, num_classes=len(task.names), device=task.session.device,
                           each=lambda record: advance(1, f"loss {record['loss']:.3f}  val IoU {record['val_iou_weighted']:.3f}"))
