@@ -66,18 +66,25 @@ struct TileHead {
   DSE_INLINE int32_t bits() const { return form & 31; }  // of a value in the widest row
   DSE_INLINE bool predicted() const { return form & 32; }
   DSE_INLINE bool masked() const { return form & 64; }
-  DSE_INLINE int32_t row_bits(int32_t row) const {
-    const int32_t w = bits() - (int32_t)(deltas >> (2 * row) & 3);
-    return w > 0 ? w : 0;
-  }
   DSE_INLINE int32_t mask_bytes(int32_t rows) const { return masked() ? rows : 0; }
-  // Of the first `some` of `rows` rows of `columns` values, and of the mask.
-  DSE_INLINE int32_t bytes_before(int32_t some, int32_t rows, int32_t columns) const {
-    int32_t bytes = mask_bytes(rows);
-    for (int32_t r = 0; r < some; ++r) bytes += (columns * row_bits(r) + 7) / 8;
-    return bytes;
+};
+
+// Widths of a tile's rows, and the byte behind its mask at which each of them ends: a byte a row, all eight at once.
+struct RowPlaces {
+  uint64_t widths, ends;
+  DSE_INLINE RowPlaces(const TileHead& head, int32_t rows, int32_t columns) {
+    const uint64_t ones = 0x0101010101010101ull, some = rows < 8 ? (1ull << 8 * rows) - 1 : ~0ull;
+    uint64_t deltas = head.deltas;
+    deltas = (deltas | deltas << 24) & 0x000000FF000000FFull;
+    deltas = (deltas | deltas << 12) & 0x000F000F000F000Full;
+    deltas = (deltas | deltas << 6) & 0x0303030303030303ull;
+    const uint64_t above = (head.bits() * ones | 128 * ones) - deltas;  // bit 7 stays where the delta is no more than the width
+    widths = above & (above >> 7 & ones) * 127;
+    ends = ((widths * (uint64_t)columns + 7 * ones) >> 3 & 31 * ones & some) * ones;
   }
-  DSE_INLINE int32_t bytes(int32_t rows, int32_t columns) const { return bytes_before(rows, rows, columns); }
+  DSE_INLINE int32_t bits(int32_t row) const { return (int32_t)(widths >> 8 * row) & 255; }
+  DSE_INLINE int32_t begin(int32_t row) const { return (int32_t)(ends << 8 >> 8 * row) & 255; }
+  DSE_INLINE int32_t bytes() const { return (int32_t)(ends >> 56); }
 };
 
 // A residual of `bits` bits is stored as what it is above the least of that many bits.

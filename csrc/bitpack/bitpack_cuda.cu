@@ -104,7 +104,8 @@ __global__ void bitpack_kernel(dse_bitpack_args a, int64_t rows_of_tiles, int64_
   const int columns = right < dse::kTile ? (int)right : (int)dse::kTile;
   const bool mine = tile < count;
   const dse::TileHead head(in + segment.begin + (mine ? tile : 0) * dse::kHeadBytes);
-  if (part == 0) sizes[tile] = !mine ? 0 : head.legal() ? head.bytes(rows, columns) : 1 << 20;  // more than any segment has
+  const dse::RowPlaces places(head, rows, columns);
+  if (part == 0) sizes[tile] = !mine ? 0 : head.legal() ? head.mask_bytes(rows) + places.bytes() : 1 << 20;  // more than any segment has
   __syncthreads();
   int64_t at = segment.begin + count * dse::kHeadBytes;
   for (int k = 0; k < tile; ++k) at += sizes[k];
@@ -112,7 +113,7 @@ __global__ void bitpack_kernel(dse_bitpack_args a, int64_t rows_of_tiles, int64_
   const uint8_t* stop = in + segment.end;
   uint16_t* here = values + part * kStride + tile * dse::kTile;
   for (int c = 0; c < 8; ++c) here[c] = 0;
-  if (whole && part < rows) unpack_row(head, in + at + head.bytes_before(part, rows, columns), stop, head.row_bits(part), here);
+  if (whole && part < rows) unpack_row(head, in + at + head.mask_bytes(rows) + places.begin(part), stop, places.bits(part), here);
   __syncthreads();
   if (whole && (head.predicted() || head.masked()))
     finish_column(head, in + at, rows, part, dse::pack16(in + 6), values + tile * dse::kTile + part);

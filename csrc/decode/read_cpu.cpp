@@ -70,16 +70,17 @@ struct Decode {
   bool (*tiles)(const uint8_t* in, int64_t size, const Tiling& tiling, uint8_t* out);
 };
 
-DSE_ALWAYS bool decode_tiles(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) { return unpack_chunk(in, size, t, {0, 0, t.height, t.width}, out); }
+template <int32_t kIsa>
+DSE_ALWAYS bool decode_tiles(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) { return unpack_chunk<kIsa>(in, size, t, {0, 0, t.height, t.width}, out); }
 
 bool frame_portable(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) { return decode_frame(in, size, out, want, scratch); }
 DSE_AVX2 bool frame_avx2(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) { return decode_frame(in, size, out, want, scratch); }
 DSE_AVX512 bool frame_avx512(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) {
   return decode_frame(in, size, out, want, scratch);
 }
-bool tiles_portable(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) { return decode_tiles(in, size, t, out); }
-DSE_AVX2 bool tiles_avx2(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) { return decode_tiles(in, size, t, out); }
-DSE_AVX512 bool tiles_avx512(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) { return decode_tiles(in, size, t, out); }
+bool tiles_portable(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) { return decode_tiles<DSE_ISA_PORTABLE>(in, size, t, out); }
+DSE_AVX2 bool tiles_avx2(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) { return decode_tiles<DSE_ISA_AVX2>(in, size, t, out); }
+DSE_AVX512 bool tiles_avx512(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) { return decode_tiles<DSE_ISA_AVX512>(in, size, t, out); }
 
 // The bytes of a chunk: in memory, or read to `room`, which has `room_bytes`; null where they are not all there.
 const uint8_t* chunk_bytes(const dse_read_array& array, const ChunkRow& chunk, File& file, uint8_t* room, int64_t room_bytes) {

@@ -26,8 +26,8 @@ uint64_t draw(uint64_t below) {
 }
 
 typedef bool (*Unpack)(const uint8_t*, int64_t, const Tiling&, const Window&, uint8_t*);
-bool unpack_plain(const uint8_t* in, int64_t n, const Tiling& t, const Window& w, uint8_t* out) { return unpack_chunk(in, n, t, w, out); }
-DSE_AVX2 bool unpack_avx2(const uint8_t* in, int64_t n, const Tiling& t, const Window& w, uint8_t* out) { return unpack_chunk(in, n, t, w, out); }
+bool unpack_plain(const uint8_t* in, int64_t n, const Tiling& t, const Window& w, uint8_t* out) { return unpack_chunk<DSE_ISA_PORTABLE>(in, n, t, w, out); }
+DSE_AVX2 bool unpack_avx2(const uint8_t* in, int64_t n, const Tiling& t, const Window& w, uint8_t* out) { return unpack_chunk<DSE_ISA_AVX2>(in, n, t, w, out); }
 
 std::unique_ptr<uint8_t[]> exactly(int64_t bytes) { return std::unique_ptr<uint8_t[]>(new uint8_t[bytes]); }
 
