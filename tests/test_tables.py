@@ -84,6 +84,19 @@ def test_half_precision_is_the_rounded_value(corpus: SeriesCorpus) -> None:
     assert torch.equal(held.take(parts, ids, dtype=torch.bfloat16).nan_to_num(9), exact.to(torch.bfloat16).nan_to_num(9))
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("home", ["cuda", "cpu"])
+def test_rows_on_a_gpu_are_bitwise_those_on_the_cpu(corpus: SeriesCorpus, home: str) -> None:
+    every, ids, cuda = np.arange(len(corpus)), np.random.default_rng(2).permutation(len(corpus))[:70], torch.device("cuda")
+    parts = [parts_of(view, corpus.bands) for view in VIEWS]
+    there, here = Tables(corpus, sum(parts, ()), every, home=torch.device(home), device=cuda), tables(corpus, every)
+    key = dict(dtype=torch.float32, seed=5, epoch=2, view=1)
+    for part in parts:
+        for x, y in ((there.take(part, ids, dtype=torch.float32), here.take(part, ids, dtype=torch.float32)),
+                     (there.marginals(part, ids, **key), here.marginals(part, ids, **key))):
+            assert x.device.type == "cuda" and torch.equal(x.cpu().nan_to_num(9), y.nan_to_num(9)) and torch.equal(x.isnan().cpu(), y.isnan())
+
+
 def test_an_empty_request_has_the_shape_of_none(corpus: SeriesCorpus) -> None:
     held, parts, none = tables(corpus, np.arange(len(corpus))), parts_of(View(), corpus.bands), np.zeros(0, np.int64)
     shape = (0, small.STEPS, 4) if corpus.kind == "series" else (0, 4)

@@ -54,6 +54,7 @@ class Affine(NamedTuple):
     gain: Tensor  # standard deviations a stored unit
     shift: Tensor  # what rounding the center left
     rows: int
+    channels: Tensor | None  # that the part takes; None: all
 
 
 class Tables:
@@ -112,8 +113,8 @@ class Tables:
     def _zscores(self, part: Part, raw: Tensor, count: int) -> Tensor:
         """float32 of `count` rows of stored numbers in `_room`, which it may overwrite, the part's channels alone; NaN where there is no data."""
         table, affine = self._tables[part.sensor], self._affine[part]
-        if len(part.channels) < raw.shape[-1]:
-            raw = raw.index_select(-1, torch.tensor(part.channels, device=raw.device))
+        if affine.channels is not None:
+            raw = raw.index_select(-1, affine.channels)
         empty = raw[:count] == table.nodata if table.holes else None
         x = raw.float()
         # Three roundings: a fused multiply-add would depend on where in the batch a row lies.
@@ -168,7 +169,8 @@ def _affine(corpus: SeriesCorpus, part: Part, device: torch.device) -> Affine:
     constants = center, scale / std, (center.astype(np.float64) - raw_mean) * scale / std
     dates = int(np.prod(corpus.values[part.sensor].shape[1:-1]))
     rows = -(-_LANES // (dates * len(chosen)))
-    return Affine(*(torch.from_numpy(np.tile(x.astype(np.float32), rows * dates)).to(device) for x in constants), rows)
+    tiles = [torch.from_numpy(np.tile(x.astype(np.float32), rows * dates)).to(device) for x in constants]
+    return Affine(*tiles, rows, None if len(chosen) == len(contract.bands) else torch.tensor(chosen, device=device))
 
 
 def _read(corpus: SeriesCorpus, sensor: str, rows: np.ndarray, home: torch.device, pool: ThreadPoolExecutor) -> Table:
