@@ -1,11 +1,14 @@
 """Rasters as they come: one file or many, coarser bands, STAC items, what is refused; and jobs that are stopped."""
 
 import json
+import re
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+import rasterio
 import torch
 import zarr
 
@@ -145,7 +148,7 @@ def test_wrong_bands_are_refused_with_the_legal_ones(tmp_path: Path) -> None:
 
 def test_other_pixels_grids_and_units_are_refused(tmp_path: Path) -> None:
     values = numbers(24, 24)
-    with pytest.raises(UsageError, match="pixels of 20 m; legal: 10 m"):
+    with pytest.raises(UsageError, match="pixels of 20 x 20 m; legal: 10 m"):
         find_scenes(write(tmp_path / "coarse.tif", values, pixel=20.0), contract(), s2_offset="0")
     write(tmp_path / "two" / "s2.tif", values[:12])
     write(tmp_path / "two" / "s1.tif", values[12:], bands=S1_BANDS, corner=(399970.0, 4500000.0))
@@ -157,6 +160,17 @@ def test_other_pixels_grids_and_units_are_refused(tmp_path: Path) -> None:
         find_scenes(write(tmp_path / "power.tif", power), contract(), s2_offset="0")
     with pytest.raises(UsageError, match="no raster"):
         find_scenes(tmp_path.joinpath("empty") if tmp_path.joinpath("empty").mkdir() else tmp_path / "empty", contract())
+
+
+def test_a_real_raster_in_degrees_keeps_its_grid(tmp_path: Path, sample_data: Path) -> None:
+    with tarfile.open(sample_data / "pairs" / "ssl4eo_s12" / "0000200.tar.gz") as archive:
+        members = [m for m in archive.getmembers() if re.fullmatch(r"s2a/.*/20200604.*/B[2348]\.tif", m.name)]
+        archive.extractall(tmp_path, members, filter="data")
+    bands = ("B02", "B03", "B04", "B08")
+    out, = dsengine.embed((Small(4).eval(), contract(bands)), tmp_path / "s2a", tmp_path / "a.tif")
+    with rasterio.open(out) as file, rasterio.open(next(tmp_path.rglob("B2.tif"))) as raster:
+        assert file.shape == (33, 33) and file.crs == raster.crs and raster.shape == (264, 264)
+        assert file.xy(32, 7, offset="ul") == pytest.approx(raster.xy(256, 56, offset="ul"), abs=1e-12) and file.bounds == pytest.approx(raster.bounds)
 
 
 class Stopped(Exception):

@@ -14,14 +14,14 @@ import numpy as np
 
 from dsengine.corpus.build.pairing import canonical_band
 from dsengine.corpus.build.radiometry import S2_NODATA, S2_STORED
-from dsengine.corpus.build.raster import Radiometry, describe
+from dsengine.corpus.build.raster import Radiometry
 from dsengine.corpus.build.stac.items import s2_numbers
 from dsengine.corpus.build.stac.providers import PRESETS
 from dsengine.corpus.schema import S2_BANDS, Contract
 from dsengine.errors import UsageError
 from dsengine.export.bands import Channel
 from dsengine.export.numbers import radiometries
-from dsengine.export.scene import Scene, make_scene
+from dsengine.export.scene import Scene, make_scene, placed
 
 MAX_ITEM_BYTES = 16 << 20
 _PICTURES = {"visual", "overview", "thumbnail"}  # roles of assets that show bands and are no measurement
@@ -31,7 +31,7 @@ def item_scene(path: Path, contract: Contract, *, s2_offset: str) -> Scene:
     """The scene that the item in `path` describes. UsageError for a file that is no item, lacks a band, or has assets that are not local."""
     item = _read(path)
     found = _assets(item, [band.name for band in contract.bands])
-    channels = {band: Channel(describe(_local(path, asset)), index) for band, (asset, index) in found.items()}
+    channels = {band: Channel(placed(_local(path, asset)), index) for band, (asset, index) in found.items()}
     name = str(item.get("id", path.stem))
     optical = {band: asset for band, (asset, _) in found.items() if band in S2_BANDS}
     if not optical or len(channels) < len(contract.bands):  # a lack is what make_scene says

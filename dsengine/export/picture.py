@@ -33,12 +33,13 @@ def draw_scene(out: Path, scene: Scene, grid: Grid, *, bands: Sequence[str], nod
     colours = _cells(out, grid)
     t, (rows, columns) = scene.transform, scene.shape
     extents = [(t.c, t.c + t.a * columns, t.f + t.e * rows, t.f), (t.c, t.c + grid.transform.a * grid.shape[1], t.f + grid.transform.e * grid.shape[0], t.f)]
+    unit = 1.0 if scene.crs.is_geographic else 1000.0
+    labels = ("longitude (degrees)", "latitude (degrees)") if scene.crs.is_geographic else ("easting (km)", "northing (km)")
     figure = Figure(figsize=(13, 6.6), layout="constrained")
     titles = ("true colour" if set(RGB) <= set(bands) else bands[0], "embedding, three main directions")
     for axes, picture, extent, title in zip(figure.subplots(1, 2), (imagery, colours), extents, titles, strict=True):
-        axes.imshow(picture, extent=[v / 1000 for v in extent], interpolation="nearest")
-        axes.set(title=title, xlabel="easting (km)", ylabel="northing (km)", xlim=[v / 1000 for v in extents[0][:2]],
-                 ylim=[v / 1000 for v in extents[0][2:]])
+        axes.imshow(picture, extent=[v / unit for v in extent], interpolation="nearest")
+        axes.set(title=title, xlabel=labels[0], ylabel=labels[1], xlim=[v / unit for v in extents[0][:2]], ylim=[v / unit for v in extents[0][2:]])
         axes.ticklabel_format(useOffset=False)
     return _saved(figure, out, f"{scene.name}  ·  {scene.crs.to_string()}")
 

@@ -16,13 +16,14 @@ from rasterio.crs import CRS
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
-from dsengine.corpus.build.raster import DRIVERS, Radiometry, RasterInfo, describe, open_raster, to_stored
+from dsengine.corpus.build.raster import DRIVERS, Radiometry, RasterInfo, header, in_metres, open_raster, to_stored
 from dsengine.corpus.schema import Contract
 from dsengine.errors import RunError, UsageError
 from dsengine.export.bands import Channel, assigned, site_of
 from dsengine.export.numbers import radiometries
 from dsengine.export.tiles import Span
 
+METRES_PER_DEGREE = 111_320.0  # of a meridian, within 0.6 %
 CACHE_MB = 256  # of GDAL for decoded blocks; its own default is a share of the machine's memory
 
 
@@ -65,7 +66,7 @@ def find_scenes(path: str | os.PathLike[str], contract: Contract, *, s2_offset: 
         from dsengine.export.item import item_scene
 
         return [item_scene(path, contract, s2_offset=s2_offset)]
-    infos = [describe(file) for file in _files(path)]
+    infos = [placed(file) for file in _files(path)]
     groups = _grouped(infos, contract, whole=path)
     return [make_scene(name, channels, contract, s2_offset=s2_offset) for name, channels in sorted(groups.items())]
 
@@ -78,8 +79,7 @@ def make_scene(name: str, channels: Mapping[str, Channel], contract: Contract, *
     used = {band: channels[band] for band in legal}
     finest = min((channel.info for channel in used.values()), key=lambda info: info.transform.a)
     factors = {band: _factor(channel.info, finest) for band, channel in used.items()}
-    if abs(finest.transform.a / contract.resolution_m - 1) > 0.01:
-        raise UsageError(f"{finest.path}: pixels of {finest.transform.a:g} m; legal: {contract.resolution_m:g} m, what the encoder was trained on")
+    _check_pixels(finest, contract)
     radiometry, facts = radiometries(used, contract, s2_offset=s2_offset) if stated is None else stated
     sources = tuple(Source(c.info.path, c.index, factors[band], radiometry[band]) for band, c in used.items())
     files = {band: f"{c.info.path.name}:{c.index}" for band, c in used.items()}
@@ -131,6 +131,27 @@ def opened(scene: Scene, nodata: int) -> Iterator[SceneReader]:
         yield SceneReader(scene, files, nodata)
 
 
+def placed(path: Path) -> RasterInfo:
+    """The header of a north-up raster with a CRS, in metres or in degrees. UsageError for others."""
+    info = header(path)
+    t = info.transform
+    if info.crs is None or not (in_metres(info.crs) or info.crs.is_geographic):
+        raise UsageError(f"{path}: CRS is {info.crs}; legal: a CRS in metres or degrees")
+    if t.b or t.d or t.a <= 0 or t.e >= 0:
+        raise UsageError(f"{path}: transform {tuple(t)[:6]} is not north-up")
+    return info
+
+
+def _check_pixels(info: RasterInfo, contract: Contract) -> None:
+    """UsageError unless a pixel is as large on the ground as the encoder knows them; in degrees as high, since width shrinks to the poles."""
+    width, height, tolerance = info.transform.a, -info.transform.e, 0.01
+    if info.crs.is_geographic:
+        width = height = height * METRES_PER_DEGREE
+        tolerance = 0.05
+    if max(abs(side / contract.resolution_m - 1) for side in (width, height)) > tolerance:
+        raise UsageError(f"{info.path}: pixels of {width:g} x {height:g} m; legal: {contract.resolution_m:g} m, what the encoder was trained on")
+
+
 def _files(path: Path) -> list[Path]:
     if path.is_dir():
         found = sorted(file for file in path.rglob("*") if file.suffix.lower() in DRIVERS and file.is_file())
@@ -159,12 +180,12 @@ def _grouped(infos: list[RasterInfo], contract: Contract, *, whole: Path) -> dic
 
 def _factor(info: RasterInfo, finest: RasterInfo) -> int:
     """Pixels of the finest grid per pixel of `info`'s. UsageError where the grids do not share a corner or do not nest."""
-    ratio = info.transform.a / finest.transform.a
+    ratio = info.transform.e / finest.transform.e
     factor = round(ratio)
     tolerance = 1e-3 * finest.transform.a  # a thousandth of a pixel
     corner = max(abs(info.transform.c - finest.transform.c), abs(info.transform.f - finest.transform.f))
     sides = [abs(side * factor - want) for side, want in zip(info.shape, finest.shape, strict=True)]
-    if abs(ratio - factor) > 1e-6 or info.crs != finest.crs or corner > tolerance or max(sides) >= factor:
+    if abs(ratio - factor) > 1e-6 or abs(info.transform.a / finest.transform.a - factor) > 1e-6 or info.crs != finest.crs or corner > tolerance or max(sides) >= factor:
         raise UsageError(f"{info.path} is not on the grid of {finest.path}: CRS {info.crs}, transform {tuple(info.transform)[:6]}, shape {info.shape}; "
                          f"legal: {finest.crs}, {tuple(finest.transform)[:6]}, {finest.shape}, or coarser by a whole factor")
     return factor

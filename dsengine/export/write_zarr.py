@@ -19,9 +19,8 @@ CONVENTIONS = "CF-1.11"
 def write_raster(stage: Stage, out: Path, *, grid: Grid, encoding: Encoding, facts: Mapping[str, Any]) -> None:
     """`embedding` (feature, y, x) and `data_percent` (y, x) with x and y of the cells' centres."""
     group = _encoded(stage, encoding)
-    metres = {"units": "m"} if grid.crs.is_projected else {"units": "degrees"}
     for name, values in (("x", grid.x()), ("y", grid.y())):
-        _coordinate(group, name, values, {"standard_name": f"projection_{name}_coordinate", "axis": name.upper(), **metres})
+        _coordinate(group, name, values, {"axis": name.upper(), **_AXES[grid.crs.is_geographic, name]})
     _coordinate(group, "feature", np.arange(group["embedding"].shape[0]), {"long_name": "feature of the encoder", "units": "1"})
     reference = group.create_array("spatial_ref", shape=(), dtype="int64", dimension_names=(), overwrite=True)
     reference.attrs.update(_reference(grid))
@@ -42,6 +41,10 @@ def write_table(stage: Stage, out: Path, *, columns: Mapping[str, np.ndarray], e
     _finish(group, stage, out, facts)
 
 
+_AXES = {
+    (False, "x"): {"standard_name": "projection_x_coordinate", "units": "m"}, (False, "y"): {"standard_name": "projection_y_coordinate", "units": "m"},
+    (True, "x"): {"standard_name": "longitude", "units": "degrees_east"}, (True, "y"): {"standard_name": "latitude", "units": "degrees_north"},
+}
 _COLUMN_ATTRS = {
     "lon": {"standard_name": "longitude", "units": "degrees_east"}, "lat": {"standard_name": "latitude", "units": "degrees_north"},
     "x": {"long_name": "easting of the upper left corner", "units": "m"}, "y": {"long_name": "northing of the upper left corner", "units": "m"},

@@ -65,7 +65,18 @@ def open_raster(path: str | os.PathLike[str]) -> rasterio.DatasetReader:
 
 
 def describe(path: Path) -> RasterInfo:
-    """Header of a raster. UsageError when it cannot be opened, has no CRS in metres, is rotated, or is stored in huge pieces."""
+    """Header of a raster on a grid of squares in metres. UsageError where it is not, as from `header`."""
+    info = header(path)
+    if info.crs is None or not in_metres(info.crs):
+        raise UsageError(f"{path}: CRS is {info.crs}; legal: a projected CRS in metres")
+    t = info.transform
+    if t.b or t.d or t.a <= 0 or not np.isclose(t.a, -t.e, rtol=1e-6):
+        raise UsageError(f"{path}: transform {tuple(t)[:6]} is not north-up with square pixels")
+    return info
+
+
+def header(path: Path) -> RasterInfo:
+    """What the header says. UsageError when it cannot be opened, is placed by control points only, or is stored in huge pieces."""
     try:
         with open_raster(path) as file:
             if (size := _block_bytes(file)) > MAX_BLOCK_BYTES:
@@ -78,11 +89,6 @@ def describe(path: Path) -> RasterInfo:
     if info.crs is None and has_points:
         raise UsageError(f"{path}: placed by ground control points only; legal: a raster on a projected grid (geocode it first, and calibrate radar "
                          "digital numbers to dB)")
-    if info.crs is None or not in_metres(info.crs):
-        raise UsageError(f"{path}: CRS is {info.crs}; legal: a projected CRS in metres")
-    t = info.transform
-    if t.b or t.d or t.a <= 0 or not np.isclose(t.a, -t.e, rtol=1e-6):
-        raise UsageError(f"{path}: transform {tuple(t)[:6]} is not north-up with square pixels")
     return info
 
 
