@@ -88,11 +88,16 @@ def test_every_input_is_given_the_same_configurations(out: Path) -> None:
     assert by_input["raw"] == by_input["mine"] == by_input["untrained resmlp"] and len(set(by_input["raw"])) == 9
 
 
-def test_results_say_what_the_numbers_rest_on(out: Path) -> None:
+def test_results_say_what_the_numbers_rest_on(out: Path, corpus: dsengine.corpus.SeriesCorpus) -> None:
     results, table, c = json.loads((out / "results.json").read_text()), (out / "table.md").read_text(), columns()
     assert results["parts"]["elsewhere"]["rows"] == np.isin(c["crop"][c["year"] == 2019], (10, 20, 30)).sum() and results["field"] == "field"
     assert results["recipe"]["keep"] == "best" and results["versions"]["optuna"] and results["setting"]["shrink"] == 4
-    for text in ("task 1: the test fields", "task 2: elsewhere", "divided by 4", "hops 9", "Always the commonest class", "are few"):
+    (mine,) = [given["about"] for given in results["inputs"] if given["name"] == "mine"]
+    in_train = set(corpus.rows("train").tolist())
+    for part, seen in mine["judged_rows_in_its_train_split"].items():
+        rows = study.make_task(corpus, Setting(test_where="year == 2019")).parts[part].rows.tolist()
+        assert seen == len(in_train.intersection(rows)) > 0
+    for text in ("was pretrained, without labels, on the train split of this corpus", "task 1: the test fields", "task 2: elsewhere", "divided by 4", "hops 9", "Always the commonest class", "are few"):
         assert text in table
     assert {p.name for p in (out / "figures").iterdir()} == {"learning.png", *(f"{kind}-{part}.png" for kind in ("accuracy", "wins", "gains")
                                                                               for part in ("test", "elsewhere"))}

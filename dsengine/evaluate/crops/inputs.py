@@ -6,7 +6,7 @@ dates of the train rows, and 0, that mean, where there is nothing.
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,23 +78,30 @@ def encoded(subject: Subject, corpus: SeriesCorpus, rows: np.ndarray, *, per: st
     x = read(corpus, rows, bands)
     key = digest({"encoder": subject.digest(), "x": _sha256(x), "places": places, "per": per})
     path = folder / f"{key[:24]}.npy"
-    made = _load(path) if path.exists() else None
-    if made is None:
-        made = _encode(subject, _shown(subject, x, places), per=per, progress=progress, device=device)
-        _save(path, made)
+    if not path.exists():
+        _save(path, _encode(subject, _shown(subject, x, places), per=per, progress=progress, device=device))
+    made = _load(path)
     return Input(subject.name, subject.kind, about, made, _sha256(made))
 
 
 def standardised(x: np.ndarray, train: slice, device: torch.device) -> Tensor:
     """(N, T, C) float32 on `device`: z-scores by the train rows; NaN and channels that are constant there are 0."""
-    seen = x[train].reshape(-1, x.shape[2])
-    there = np.isfinite(seen)
-    count = there.sum(0).clip(min=1)
-    mean = np.where(there, seen, 0).sum(0, dtype=np.float64) / count
-    std = np.sqrt((np.where(there, seen - mean, 0) ** 2).sum(0) / count)
-    with np.errstate(invalid="ignore"):
-        z = (x - mean.astype(np.float32)) * np.where(std > 1e-6 * np.abs(mean), 1 / np.where(std > 0, std, 1), 0).astype(np.float32)
-    return torch.from_numpy(np.nan_to_num(z, nan=0.0, posinf=0.0, neginf=0.0)).to(device)
+    mean, std = _statistics(x[train])
+    gain = np.where(std > 1e-6 * np.abs(mean), 1 / np.where(std > 0, std, 1), 0)
+    out = torch.empty(x.shape)
+    for lo in range(0, len(x), _AT_ONCE):
+        out[lo:lo + _AT_ONCE] = torch.from_numpy(np.nan_to_num((x[lo:lo + _AT_ONCE] - mean) * gain, nan=0.0).astype(np.float32))
+    return out.to(device)
+
+
+def _statistics(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard deviation (C,) float64 of what is there in x (N, T, C), block by block."""
+    def total(of: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+        return sum(of(x[lo:lo + _AT_ONCE].astype(np.float64)) for lo in range(0, len(x), _AT_ONCE))
+
+    count = total(lambda part: (~np.isnan(part)).sum((0, 1))).clip(min=1)
+    mean = total(lambda part: np.nansum(part, (0, 1))) / count
+    return mean, np.sqrt(total(lambda part: np.nansum((part - mean) ** 2, (0, 1))) / count)
 
 
 def _places(subject: Subject, corpus: SeriesCorpus, missing: str) -> list[int | None]:
@@ -180,8 +187,9 @@ def _sha256(x: np.ndarray) -> str:
 
 
 def _load(path: Path) -> np.ndarray:
+    """Memory-mapped: features of all inputs need not fit in memory."""
     try:
-        return np.load(path)
+        return np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
         raise RunError(f"{path}: not readable ({error}); remove it and it is made again") from error
 

@@ -22,6 +22,7 @@ from dsengine.evaluate.crops.settings import SPLIT_RULES, Setting
 from dsengine.evaluate.targets import chosen_label, class_names
 
 ELSEWHERE = "elsewhere"  # the part of task 2
+JUDGED = ("test", ELSEWHERE)
 _FIELD_COLUMNS = ("field", "place")
 
 

@@ -13,7 +13,7 @@ from dsengine.evaluate.book import versions
 from dsengine.evaluate.crops.compare import Wins, gains, wins
 from dsengine.evaluate.crops.fit import Recipe
 from dsengine.evaluate.crops.inputs import Input
-from dsengine.evaluate.crops.parts import ELSEWHERE, Task, described
+from dsengine.evaluate.crops.parts import JUDGED, Task, described
 from dsengine.evaluate.crops.runs import EVALUATION, Run, score
 from dsengine.evaluate.crops.search import Configuration
 from dsengine.evaluate.crops.settings import Setting
@@ -40,7 +40,7 @@ class Results:
     @property
     def judged(self) -> list[str]:
         """Parts that figures are of: test, and elsewhere where there is a task 2."""
-        return [name for name in ("test", ELSEWHERE) if name in self.task.parts]
+        return [name for name in JUDGED if name in self.task.parts]
 
     @cached_property
     def _by(self) -> dict[tuple[str, int, str], list[Run]]:

@@ -4,12 +4,12 @@ import json
 import os
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 
 from dsengine.corpus import SeriesCorpus, open_corpus
@@ -18,7 +18,7 @@ from dsengine.errors import UsageError
 from dsengine.evaluate.crops.fit import Part, Recipe, fit, predict
 from dsengine.evaluate.crops.inputs import Input, encoded, raw, standardised
 from dsengine.evaluate.crops.networks import build
-from dsengine.evaluate.crops.parts import ELSEWHERE, Task, make_task
+from dsengine.evaluate.crops.parts import JUDGED, Task, make_task
 from dsengine.evaluate.crops.results import Results, document
 from dsengine.evaluate.crops.runs import Run, Runs
 from dsengine.evaluate.crops.search import Configuration, configurations
@@ -72,31 +72,36 @@ def _inputs(runs: Sequence[str], corpus: SeriesCorpus, bench: Bench, progress: P
     if twice := [name for name in ("raw", *names) if ("raw", *names).count(name) > 1]:
         raise UsageError(f"run: {twice[0]} is the name of two inputs; legal: NAME=DIR")
     subjects = with_floors(subjects, setting.floors, seed=setting.seed)
-    return [raw(corpus, rows, setting.sensor),
-            *(encoded(subject, corpus, rows, per=setting.features, missing=setting.missing, folder=bench.runs.out / "features", progress=progress,
-                      device=bench.device) for subject in subjects)]
+    made = [encoded(subject, corpus, rows, per=setting.features, missing=setting.missing, folder=bench.runs.out / "features", progress=progress,
+                    device=bench.device) for subject in subjects]
+    return [raw(corpus, rows, setting.sensor), *(_with_overlap(given, corpus, bench.task) for given in made)]
+
+
+def _with_overlap(given: Input, corpus: SeriesCorpus, task: Task) -> Input:
+    """Say how many judged rows lie in the train split of the corpus, where the encoder was pretrained on that."""
+    if given.kind != "pretrained" or os.path.realpath(str(given.about.get("pretrained_on"))) != os.path.realpath(str(corpus.path)):
+        return given
+    seen = {name: int(np.isin(part.rows, corpus.rows("train")).sum()) for name, part in task.parts.items() if name in JUDGED}
+    return given._replace(about={**given.about, "judged_rows_in_its_train_split": seen})
 
 
 def _fit_all(bench: Bench, inputs: list[Input], progress: Progress) -> list[Run]:
-    """In the order configuration, input, seed of each network, so that a study cut short compares what it has."""
-    fits = [(c, k, seed) for c in _every(bench.configurations) for k, seed in product(range(len(inputs)), range(bench.setting.seeds))]
-    loaded = [bench.runs.load(_key(bench, inputs[k], c, seed)) for c, k, seed in fits]
-    finished, held = sum(run is not None for run in loaded), {}
-    with progress.task("fits", len(fits), done=finished) as advance:
-        for at, (configuration, k, seed) in enumerate(fits):
-            if loaded[at] is None:
-                if k not in held:
-                    held[k] = standardised(inputs[k].x, bench.task.slices()["train"], bench.device)
-                advance(0, note=f"{configuration.network} {configuration.number} {inputs[k].name}")
-                loaded[at] = _fit(bench, inputs[k], held[k], configuration, seed)
-                bench.runs.save(_key(bench, inputs[k], configuration, seed), loaded[at])
-                advance(1)
-    return loaded
-
-
-def _every(drawn: dict[str, list[Configuration]]) -> Iterator[Configuration]:
-    for of_network in drawn.values():
-        yield from of_network
+    """One input after the other, of which one is in memory at a time."""
+    every = [c for of_network in bench.configurations.values() for c in of_network]
+    fits = [(given, c, seed) for given in inputs for c in every for seed in range(bench.setting.seeds)]
+    runs = [bench.runs.load(_key(bench, *of)) for of in fits]
+    x, shown = None, None
+    with progress.task("fits", len(fits), done=sum(run is not None for run in runs)) as advance:
+        for at, (given, configuration, seed) in enumerate(fits):
+            if runs[at] is not None:
+                continue
+            if shown is not given:
+                x, shown = standardised(given.x, bench.task.slices()["train"], bench.device), given
+            advance(0, note=f"{given.name} {configuration.network} {configuration.number}")
+            runs[at] = _fit(bench, given, x, configuration, seed)
+            bench.runs.save(_key(bench, given, configuration, seed), runs[at])
+            advance(1)
+    return runs
 
 
 def _key(bench: Bench, given: Input, configuration: Configuration, seed: int) -> dict[str, Any]:
@@ -116,7 +121,7 @@ def _fit(bench: Bench, given: Input, x: torch.Tensor, configuration: Configurati
         network = build(configuration.shape, x.shape[2], classes, x.shape[1]).to(bench.device)
         fitted = fit(network, train, val, bench.recipe, lr=configuration.lr, classes=classes, seed=key,
                      what=f"{configuration.network} configuration {configuration.number} on {given.name}")
-    judged = [name for name in ("val", "test", ELSEWHERE) if name in parts]
+    judged = [name for name in ("val", *JUDGED) if name in parts]
     return Run(network=configuration.network, configuration=configuration.number, input=given.name, seed=seed,
                num_parameters=sum(p.numel() for p in network.parameters()), best_epoch=fitted.best_epoch, history=fitted.history,
                seconds=round(time.perf_counter() - started, 3), predicted={name: predict(fitted.network, x[slices[name]]).tolist() for name in judged})

@@ -76,6 +76,12 @@ def _notes(results: Results, described: dict[str, Any]) -> list[str]:
         said.append(f"Left out, classes of fewer than {setting.min_fields} fields: " + ", ".join(f"{name} {count}" for name, count in rare.items()) + ".")
     if shared := results.task.left_out["rows_of_fields_that_are_also_elsewhere"]:
         said.append(f"Left out of task 1, rows of fields that are also elsewhere: {shared}.")
+    for given in results.inputs:
+        if seen := given.about.get("judged_rows_in_its_train_split"):
+            said.append(f"{given.name} was pretrained, without labels, on the train split of this corpus, in which lie of the judged rows: "
+                        + ", ".join(f"{count} of {parts[part]['rows']} of {part}" for part, count in seen.items()) + ".")
+    if setting.split == "fields":
+        said.append("Split by fields: neighbouring fields lie on both sides, so the figures are higher than for places never seen (split=block).")
     fewest = min(parts[part]["fields"] for part in results.judged)
     if fewest < 200:
         said.append(f"{fewest} judged fields are few: a difference of {100 / fewest:.1f} points is one field, and configurations are judged on the same ones.")
