@@ -42,6 +42,7 @@ kernel_packages = ["dsengine.kernels"] + [f"dsengine.kernels.{p}" for p in find_
 setup(
     packages=find_packages(include=["dsengine", "dsengine.*"]) + kernel_packages,
     package_dir={"dsengine.kernels": "kernels"},
+    package_data={"dsengine.study": ["examples/*.yaml"]},
     ext_modules=[Extension("dsengine.ops.libdsengine", sources=[])],
     cmdclass={"build_ext": CMakeBuild, "bdist_wheel": PlatformWheel},
 )

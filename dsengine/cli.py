@@ -33,6 +33,7 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     from dsengine.corpus import commands
     from dsengine.evaluate import commands as evaluations
     from dsengine.export import commands as exports
+    from dsengine.study import command as study
     from dsengine.study.report import command as reports
 
     parser = _Parser(prog="dsengine", description="Self-supervised pretraining on Sentinel-1/2 imagery.")
@@ -42,6 +43,7 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     _add_train(subparsers)
     exports.add_parsers(subparsers)
     evaluations.add_parser(subparsers)
+    study.add_parser(subparsers)
     reports.add_parser(subparsers)
     doctor = subparsers.add_parser("doctor", help="what is built, found and missing, and what to do about it")
     doctor.set_defaults(run=_doctor)

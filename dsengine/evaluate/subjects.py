@@ -50,13 +50,13 @@ class Subject:
 
 
 def pretrained(run: str, *, part: str | None = None) -> Subject:
-    """The encoder of `run`: DIR or NAME=DIR, a run or checkpoint folder. part: which of several encoders. UsageError as of `load_encoder`."""
+    """The encoder of `run`: DIR or NAME=DIR, a run or checkpoint folder. part: which encoder, where it has several. UsageError as of `load_encoder`."""
     from dsengine.engine.checkpoint import latest, load_encoder, read
 
     name, equals, folder = run.partition("=")
     path = Path(folder if equals else run)
-    encoder, contract = load_encoder(path, part)
     checkpoint = read(path) if (path / "manifest.json").exists() else latest(path)[0]
+    encoder, contract = load_encoder(path, None if checkpoint is not None and len(checkpoint.inputs or ()) == 1 else part)
     about = {"path": str(path), "encoder": encoder.recipe, "input": part}
     if checkpoint is not None:
         config = checkpoint.config
