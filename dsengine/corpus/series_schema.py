@@ -14,6 +14,7 @@ from dsengine.errors import UsageError
 KINDS = ("series", "pixels")
 DTYPES = ("int16", "float32")  # int16 where the product is reflectance or dB; both store -32768 where there is no data
 LABEL_KINDS = ("class", "multilabel")
+CODECS = ("lz4", "zstd", "none")  # rows are too short for tiles
 CHUNK_BYTES = 65536  # of raw series in one inner chunk, or one series where that is longer
 BLOCK_BYTES = 32 << 20  # of raw series in one shard of all arrays together
 MAX_BLOCK_ROWS = 65536
@@ -60,12 +61,14 @@ class SeriesLayout:
     kind: str
     arrays: tuple[SeriesSpec, ...]
     labels: tuple[LabelSpec, ...] = ()
-    codec: str = "lz4"  # lz4 | zstd | none
+    codec: str = "lz4"  # one of CODECS
     block_rows: int = 0  # rows of one file of every array; 0: by size
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UsageError(f"kind={self.kind!r} is not legal: {', '.join(KINDS)}")
+        if self.codec not in CODECS:
+            raise UsageError(f"codec={self.codec!r} is not legal in a corpus of {self.kind}: {', '.join(CODECS)}")
         for spec in self.arrays:
             if bool(spec.steps) != (self.kind == "series"):
                 raise UsageError(f"sensor {spec.sensor}: steps={spec.steps} is not legal in a corpus of {self.kind}")
