@@ -32,7 +32,7 @@ def scale_of(values: np.ndarray, *, start: float, end: float, log: bool = False,
     finite = values[np.isfinite(values)]
     low, high = (float(finite.min()), float(finite.max())) if len(finite) else (0.0, 1.0)
     if log:
-        low, high = (low, high) if exact and low < high else (10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high * 1.0000001)))
+        low, high = (low, high) if exact and low < high else (10.0 ** math.floor(math.log10(low)), 10.0 ** math.ceil(math.log10(high * 1.0000001)))
         return Scale(low, high, start, end, log=True)
     if zero:
         low = min(low, 0.0)
@@ -63,8 +63,8 @@ def number(value: float | None, digits: int = 4) -> str:
         return "-"
     if value and (abs(value) < 1e-3 or abs(value) >= 1e9):
         return _power(value, digits)
-    whole = len(str(int(abs(value))))
-    return f"{value:,.{max(0, digits - whole)}f}" if abs(value) < 10 ** digits else f"{value:,.0f}"
+    decimals = digits - 1 - math.floor(math.log10(abs(value))) if value else digits - 1
+    return f"{value:,.{max(0, decimals)}f}"
 
 
 def duration(seconds: float) -> str:
@@ -92,9 +92,10 @@ def _step(low: float, high: float, about: int) -> float:
 
 def _linear_ticks(low: float, high: float, about: int) -> list[float]:
     step = _step(low, high, about)
-    first = math.ceil(low / step - 1e-6)
-    found = [k * step for k in range(first, math.floor(high / step + 1e-6) + 1)]
-    return found or [low, high]
+    first, last = math.ceil(low / step - 1e-6), math.floor(high / step + 1e-6)
+    if last == first and about < 8:  # one alone says nothing of the scale
+        return _linear_ticks(low, high, about + 1)
+    return [k * step for k in range(first, last + 1)] or [low, high]
 
 
 def _log_ticks(low: float, high: float, about: int) -> list[float]:

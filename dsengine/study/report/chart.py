@@ -125,7 +125,7 @@ def _curve(line: Line, parts: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarr
     pieces.append(tag("path", {"class": _kind(line), "d": _path(x(at_x), y(mean))}))
     if line.dots and len(at_x) <= _DOTS or np.isfinite(mean).sum() == 1:
         pieces += [tag("circle", {"class": f"dot {_colour(line.colour)}", "cx": _n(a), "cy": _n(b), "r": 2.8},
-                       tag("title", None, f"{line.name}: {number(value)} at {number(step, 7)}"))
+                       tag("title", None, f"{line.name}: {number(value)} at {step:,.0f}"))
                    for a, b, step, value in zip(x(at_x), y(mean), at_x, mean) if math.isfinite(value)]
     return join(pieces)
 
@@ -148,7 +148,7 @@ def _summary(line: Line) -> str:
         return f"{line.name}: no finite value"
     y, x = line.y[finite], line.x[finite]
     best = int(y.argmin())
-    return f"{line.name}: first {number(y[0])}, last {number(y[-1])}, lowest {number(y[best])} at {number(x[best], 7)}, highest {number(y.max())}"
+    return f"{line.name}: first {number(y[0])}, last {number(y[-1])}, lowest {number(y[best])} at {x[best]:,.0f}, highest {number(y.max())}"
 
 
 def _caption(title: str, notes: Sequence[str]) -> Html:

@@ -12,7 +12,7 @@ from dsengine.study.report.pictures import picture
 
 _MOST_MATRICES, _MOST_FIGURES, _MOST_CLASSES = 6, 12, 40
 _CAPTIONS = {
-    "scores": "Figure of each encoder on the test set, per cent, with its 95 % interval", "classes": "Jaccard index (IoU) of each class, per cent",
+    "scores": "Figure of each encoder on the test set, per cent, with its 95 % interval", "classes": "Figure of each class, per cent",
     "learning": "Training loss and figure on val, by epoch", "bands": "Figure by band, per cent", "chosen": "What was chosen on val, per cent",
     "label_fractions": "Figure by share of the train labels, per cent", "maps": "What was shown, the truth, and what was predicted",
 }
@@ -22,12 +22,14 @@ def section(evaluation: Evaluation) -> Html:
     """One evaluation."""
     results = evaluation.results
     title = str(results.get("evaluation") or evaluation.path.resolve().name)
-    parts: list[Html | None] = [tag("h3", None, f"{title} · {evaluation.path.resolve().name}"), paragraph(_about(results), kind="note")]
+    folder = evaluation.path.resolve().name
+    parts: list[Html | None] = [tag("h3", None, title if folder == title else f"{title} · {folder}"), paragraph(_about(results), kind="note")]
     parts += _tables(evaluation.tables) if evaluation.tables else [missing("No tables: the folder has no table.md, the evaluation was not finished.")]
-    matrices = [matrix for row in _rows(results)[:_MOST_MATRICES] if (matrix := _matrix(row)) is not None]
+    rows = _rows(results)
+    matrices = [matrix for row, name in zip(rows[:_MOST_MATRICES], _names(rows)) if (matrix := _matrix(row, name)) is not None]
     parts.append(tag("div", {"class": "sheets"}, *matrices) if matrices else missing("No confusion matrix: results.json holds none."))
-    if len(_rows(results)) > _MOST_MATRICES:
-        parts.append(paragraph(f"The confusion matrices of {len(_rows(results)) - _MOST_MATRICES} more rows are in {evaluation.path}.", kind="note"))
+    if matrices and len(rows) > _MOST_MATRICES:
+        parts.append(paragraph(f"The confusion matrices of {len(rows) - _MOST_MATRICES} more rows are in {evaluation.path}.", kind="note"))
     figures = [path for path in evaluation.figures if not path.name.startswith("confusion")]
     drawn = [picture(path, _caption(path.stem), alt=f"{title}: {_caption(path.stem)}; its numbers are in the tables above") for path in figures[:_MOST_FIGURES]]
     parts.append(tag("div", {"class": "sheets"}, *drawn) if drawn else missing("No figures: the evaluation's folder figures/ is empty."))
@@ -60,7 +62,7 @@ def _tables(text: str) -> list[Html]:
 
 
 def _title_of(rows: list[list[str]]) -> str:
-    return "Jaccard index (IoU) of each class, %" if rows[0][0] == "IoU" else "Figures on the test set, %"
+    return "Figures on the test set, %" if rows[0][0] == "encoder" else f"{rows[0][0]} of each class, %"
 
 
 def _is_number(text: str) -> bool:
@@ -79,7 +81,7 @@ def _plain(cell: str) -> Html:
 def _about(results: dict[str, Any]) -> str:
     corpus, split = (results.get(key) if isinstance(results.get(key), dict) else {} for key in ("corpus", "split"))
     said = [f"corpus {corpus['path']}" if "path" in corpus else "", f"label {corpus['label']}" if corpus.get("label") else "",
-            f"split by {split['by']}" if "by" in split else ""]
+            f"split: {split['by']}" if "by" in split else ""]
     return ", ".join(text for text in said if text) or "results.json says neither corpus nor split"
 
 
@@ -88,7 +90,7 @@ def _rows(results: dict[str, Any]) -> list[dict[str, Any]]:
     return [row for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
 
 
-def _matrix(row: dict[str, Any]) -> Html | None:
+def _matrix(row: dict[str, Any], name: str) -> Html | None:
     """Counts as a table whose cells are shaded by their share of the true class; nothing where the row has none."""
     classes = list(row["classes"]) if isinstance(row.get("classes"), dict) else []
     try:
@@ -99,9 +101,8 @@ def _matrix(row: dict[str, Any]) -> Html | None:
         return None
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     head = tag("tr", None, tag("th", {"scope": "col", "class": "corner"}, "true \\ predicted"), *(tag("th", {"scope": "col"}, name) for name in classes))
-    lines = [tag("tr", None, tag("th", {"scope": "row"}, name), *(_cell(counts[y, x], shares[y, x], own=x == y) for x in range(len(classes))))
-             for y, name in enumerate(classes)]
-    name = _name(row)
+    lines = [tag("tr", None, tag("th", {"scope": "row"}, true), *(_cell(counts[y, x], shares[y, x], own=x == y) for x in range(len(classes))))
+             for y, true in enumerate(classes)]
     whole = tag("table", {"class": "confusion"}, tag("caption", None, f"Confusion of {name}: share of the true class, % (rows sum to 100)"),
                 tag("thead", None, head), tag("tbody", None, *lines))
     return tag("div", {"class": "scroll", "role": "region", "aria-label": f"confusion matrix of {name}", "tabindex": "0"}, whole)
@@ -111,10 +112,12 @@ def _cell(count: float, share: float, *, own: bool) -> Html:
     return tag("td", {"style": f"--share:{share:.3f}", "class": "own" if own else None, "title": f"{count:,.0f} samples"}, f"{100 * share:.0f}")
 
 
-def _name(row: dict[str, Any]) -> str:
-    known = {"name", "kind", "figures", "num_groups", "classes", "confusion", "protocol", "about", "over_best_floor"}
-    facts = [f"{key.replace('_', ' ')} {value}" for key, value in row.items() if key not in known and isinstance(value, (str, int, float))]
-    return ", ".join([str(row.get("name", "?")), *facts])
+def _names(rows: list[dict[str, Any]]) -> list[str]:
+    """The name of each row, and the facts that tell it from others."""
+    told = [{key: value for key, value in row.items() if key not in ("name", "kind", "num_groups") and isinstance(value, (str, int, float))} for row in rows]
+    varying = [key for key in dict.fromkeys(key for facts in told for key in facts) if len({str(facts.get(key)) for facts in told}) > 1]
+    return [", ".join([str(row.get("name", "?")), *(f"{key.replace('_', ' ')} {facts[key]}" for key in varying if key in facts)])
+            for row, facts in zip(rows, told)]
 
 
 def _caption(stem: str) -> str:

@@ -18,12 +18,13 @@ _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-ur
 _NOT_PICTURES = ("views", "loss")  # of a run's figures: shown by name, and drawn anew
 
 
-def page(runs: Sequence[RunFolder], found: Sequence[Evaluation], corpora: Sequence[Corpus | SeriesCorpus | str], *, samples: int, label: str | None) -> str:
-    """The whole file. samples: of the embeddings, 0 leaves them out."""
+def page(runs: Sequence[RunFolder], found: Sequence[Evaluation], corpora: Sequence[Corpus | SeriesCorpus | str], *, samples: int, label: str | None,
+         short: bool = False) -> str:
+    """The whole file. samples: of the embeddings, 0 leaves them out. short: no evaluations are looked for, and it says where they come from."""
     title = _title(runs, found)
     sections = [("runs", "What was run", _runs(runs, corpora)), ("curves", "Training", training.curves(runs))] if runs else []
-    sections += [(f"run-{k}", _heading(run, runs), _shown(run, corpus, samples=samples, label=label)) for k, (run, corpus) in enumerate(zip(runs, corpora), 1)]
-    if found or samples or not runs:
+    sections += [(f"run-{k}", _heading(run, runs), _shown(run, corpus, samples=samples, label=label, short=short)) for k, (run, corpus) in enumerate(zip(runs, corpora), 1)]
+    if not short:
         sections.append(("evaluations", "Evaluations", evaluations.overview(list(found))))
     if runs:
         sections += [("settings", "Settings", join([overview.differences(runs) if len(runs) > 1 else None, *map(overview.configuration, runs)])),
@@ -68,7 +69,7 @@ def _heading(run: RunFolder, runs: Sequence[RunFolder]) -> str:
     return "Views and embeddings" if len(runs) == 1 else run.name
 
 
-def _shown(run: RunFolder, corpus: Corpus | SeriesCorpus | str, *, samples: int, label: str | None) -> Html:
+def _shown(run: RunFolder, corpus: Corpus | SeriesCorpus | str, *, samples: int, label: str | None, short: bool) -> Html:
     """What the run was shown, what its method drew, what its encoder makes of the corpus."""
     facts = [] if isinstance(corpus, str) else [f" of {corpus.path.name}"]
     views = run.path / "figures" / "views.png"
@@ -84,6 +85,8 @@ def _shown(run: RunFolder, corpus: Corpus | SeriesCorpus | str, *, samples: int,
         parts.append(missing(f"No reconstructions: {run.setting('method', 'name') or 'the method'} draws none."))
     if samples:
         parts += [tag("h3", None, "Embeddings"), clouds.section(run, corpus, samples=samples, label=label)]
+    elif not short:
+        parts.append(missing("No embeddings: --samples 0."))
     else:
         parts.append(missing(f"Embeddings and evaluations are not in this short report: `dsengine report {run.path}` adds them."))
     return join(parts)

@@ -91,9 +91,9 @@ svg .rim{fill:none;stroke:var(--soft);stroke-width:6.6;stroke-linecap:round}
 .trio{display:grid;grid-template-columns:repeat(3,1fr);gap:.3rem}
 .trio div{min-width:0;font-size:.78rem;color:var(--soft)}
 .trio img{width:100%;aspect-ratio:1;display:block;image-rendering:pixelated;border:1px solid var(--line)}
-.scroll{overflow-x:auto;margin:.6rem 0;max-width:100%}
+.scroll{overflow-x:auto;margin:.6rem 0;max-width:100%;container-type:inline-size}
 table{border-collapse:collapse;font-size:.87rem}
-caption{text-align:left;font-size:.86rem;padding-bottom:.3rem}
+caption{text-align:left;font-size:.86rem;padding-bottom:.3rem;position:sticky;left:0;max-width:100cqw}
 th,td{text-align:left;vertical-align:top;padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--line)}
 thead th{color:var(--soft);font-weight:600;vertical-align:bottom;border-bottom:1px solid var(--ink)}
 tbody th{font-weight:600}
@@ -102,7 +102,9 @@ td:last-child,th:last-child{padding-right:0}
 .swatch::before{content:"";display:inline-block;width:.8rem;height:.28rem;margin-right:.45rem;vertical-align:.2rem;background:var(--c)}
 .confusion td,.confusion th{padding:.25rem .4rem;text-align:right}
 .confusion tbody th,.confusion .corner{text-align:left}
-.confusion td{min-width:3.2rem;border:1px solid var(--paper);
+.confusion thead th:not(.corner){writing-mode:vertical-rl;transform:rotate(180deg);text-align:left;vertical-align:middle;padding:.4rem .25rem;
+ border-bottom:0;border-top:1px solid var(--ink)}
+.confusion td{min-width:2.3rem;border:1px solid var(--paper);
  background:color-mix(in srgb,var(--accent) calc(var(--share)*var(--mix)),var(--raised));color:var(--ink)}
 .confusion td.own{outline:1.5px solid var(--ink);outline-offset:-2px}
 details{margin:.5rem 0;border:1px solid var(--line);border-radius:4px}

@@ -6,7 +6,7 @@ import numpy as np
 
 from dsengine.engine import alarms
 from dsengine.engine.history import HISTORY
-from dsengine.study.report.axes import duration, number
+from dsengine.study.report.axes import duration
 from dsengine.study.report.chart import Line, line_chart
 from dsengine.study.report.folders import RunFolder, ended
 from dsengine.study.report.html import Html, join, missing, paragraph, tag
@@ -14,7 +14,7 @@ from dsengine.study.report.html import Html, join, missing, paragraph, tag
 STEP = "optimiser step"
 _KNOWN = {"step", "epoch", "loss", "heldout_loss", "lr", "samples_per_s", "data_wait", "ids_crc", "alarm"}
 _TERMS = {"feature_std": ("Spread of features", "std of unit features × √D, 1"), "feature_rank": ("Rank of features", "effective rank, dimensions"),
-          "error": ("Reconstruction error", "mean squared error, z-scores²"), "kl": ("KL divergence", "nats a value of the image"),
+          "error": ("Reconstruction error", "mean squared error, z-scores²"), "kl": ("KL divergence", "nats / value of the image"),
           "active": ("Triplets with a loss", "share of the batch, 1")}
 _MOST_TERMS = 12
 
@@ -130,5 +130,5 @@ def _alarms(run: RunFolder) -> list[str]:
         found.append(f"its last start ended with {how}" if "end recorded" not in how else how)
     total = run.setting("train", "max_steps")
     if isinstance(total, int) and run.records and run.records[-1].get("step", 0) < total and how == "done":
-        found.append(f"it stopped at step {number(run.records[-1]['step'], 9)} of {number(total, 9)}")
+        found.append(f"it stopped at step {run.records[-1]['step']:,} of {total:,}")
     return [*found, *run.damage]

@@ -29,8 +29,8 @@ def write_report(paths: Sequence[str | os.PathLike[str]], *, out: str | os.PathL
     judged = [path for path in given if not (path / folders.CONFIG).is_file() and (path / folders.RESULTS).is_file()]
     chosen = [path for path in given if path not in judged]
     target = Path(out) if out is not None else (chosen[0] / NAME if len(chosen) == 1 else Path(NAME))
-    _check_target(target)
     runs = [folders.read_run(path, name=name) for path, name in zip(chosen, _names(chosen))]
+    _check_target(target)
     corpora = [find_corpus(corpus or run.setting("corpus")) for run in runs]
     if corpus is not None and corpora and isinstance(corpora[0], str):
         raise UsageError(f"--corpus {corpus}: {corpora[0]}")
@@ -40,7 +40,7 @@ def write_report(paths: Sequence[str | os.PathLike[str]], *, out: str | os.PathL
 def write_short_report(run: Path) -> Path:
     """RUN/report.html as training leaves it: all that is in the run folder, nothing computed."""
     read = folders.read_run(run)
-    return _written(run / NAME, page([read], [], [find_corpus(read.setting("corpus"))], samples=0, label=None))
+    return _written(run / NAME, page([read], [], [find_corpus(read.setting("corpus"))], samples=0, label=None, short=True))
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
