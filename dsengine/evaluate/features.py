@@ -81,7 +81,7 @@ def _extract(subject: Subject, corpus: Corpus, what: Shown, rows: np.ndarray, *,
     done = _described(home).get("done", 0) if (home / "features.npy").exists() else 0
     out = np.lib.format.open_memmap(home / "features.npy", mode="r+") if done else None
     np.save(home / "rows.npy", rows)
-    encoder = subject.encoder.to(device)
+    encoder = subject.encoder.to(device, memory_format=torch.channels_last)
     with progress.task(f"features of {subject.name}", len(rows), done=done) as advance, once(
             plan_of(corpus, what, rows[done:], batch_size=batch_size, device=device)) as views:
         for k, batch in enumerate(views if done < len(rows) else ()):

@@ -42,7 +42,7 @@ def draw_learning(book: Book) -> Path | None:
             upper.plot(epochs, [record["loss"] for record in chosen["history"]], color=f"C{k % 10}", linewidth=1, label=label)
             lower.plot(epochs, [100 * record["val_iou_weighted"] for record in chosen["history"]], color=f"C{k % 10}", linewidth=1)
             lower.plot(chosen["best_epoch"], 100 * chosen["val_iou_weighted"], "o", color=f"C{k % 10}", markersize=4)
-    upper.legend(fontsize=7)
+    _legend(figure, upper)
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
     return save(figure, book.out / "figures" / "learning.png")
@@ -62,7 +62,7 @@ def draw_bands(book: Book, names: tuple[str, ...]) -> Path:
         axes.errorbar(np.arange(len(names)) + 0.03 * (k - len(lines) / 2), [100 * i.value for i in found], yerr=errors(found), fmt="o", capsize=2,
                       markersize=4, linewidth=1, label=name)
     axes.set_xticks(np.arange(len(names)), names)
-    axes.legend(fontsize=7)
+    _legend(figure, axes)
     axes.grid(axis="y", alpha=0.3)
     return save(figure, book.out / "figures" / "bands.png")
 
@@ -82,6 +82,12 @@ def save(figure: Figure, path: Path) -> Path:
 def plain(name: str) -> str:
     """`name` as part of a file name."""
     return re.sub(r"[^A-Za-z0-9]+", "-", name).strip("-")
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """Above the axes, where it hides nothing."""
+    handles, names = axes.get_legend_handles_labels()
+    figure.legend(handles, names, loc="outside upper center", ncols=3, fontsize=7)
 
 
 def errors(intervals: list[Interval]) -> np.ndarray:
@@ -116,7 +122,7 @@ def _classes(book: Book) -> Path:
         axes.bar(np.arange(len(found)) + (k - (len(rows) - 1) / 2) * width, [100 * np.nan_to_num(i.value) for i in found], width,
                  yerr=errors(found), label=title(row, facts), capsize=1.5, error_kw={"linewidth": 0.7})
     axes.set_xticks(np.arange(len(book.names)), book.names, rotation=30, ha="right", fontsize=8)
-    axes.legend(fontsize=7)
+    _legend(figure, axes)
     axes.grid(axis="y", alpha=0.3)
     return save(figure, book.out / "figures" / "classes.png")
 
@@ -150,7 +156,7 @@ def _sweep(book: Book, name: str, label: str, by: str) -> Path:
             (line,) = axes.plot([float(x) for x in curve], [np.nan if y is None else 100 * y for y in curve.values()], "o-", markersize=3, linewidth=1,
                                 label=title(row, varying(book.rows)) if chosen is row.protocol["chosen"][0] else None)
             axes.plot(chosen[name], 100 * chosen[f"val_{by}"], "o", color=line.get_color(), markersize=8, markerfacecolor="none")
-    axes.legend(fontsize=7)
+    _legend(figure, axes)
     axes.grid(alpha=0.3)
     return save(figure, book.out / "figures" / "chosen.png")
 
@@ -167,6 +173,6 @@ def _fractions(book: Book) -> Path:
         found = [book.interval(row, book.figure) for row in rows]
         axes.errorbar([100 * row.facts["label_fraction"] for row in rows], [100 * i.value for i in found], yerr=errors(found), fmt="o-", capsize=3,
                       markersize=4, label=name)
-    axes.legend(fontsize=7)
+    _legend(figure, axes)
     axes.grid(alpha=0.3)
     return save(figure, book.out / "figures" / "label_fractions.png")

@@ -6,7 +6,7 @@ encoder before any training under the same protocol, which with --finetune is th
 
 import copy
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -146,7 +146,8 @@ def _as_row(task: Task, name: str, kind: str, about: dict[str, Any], share: floa
     return Row(name=name, kind=kind, about=about, facts={"label_fraction": share}, protocol={**protocol, "chosen": chosen}, counts=summed)
 
 
-def _tuned(task: Task, subject: Subject, what: Shown, fold: Fold, train: np.ndarray) -> tuple[Data, Any, Segmenter]:
+def _tuned(task: Task, subject: Subject, what: Shown, fold: Fold, train: np.ndarray) -> tuple[Data, Callable[[], Pairs], Segmenter]:
+    """What to train with, the test pairs, and the model: a copy of the encoder, and a head."""
     corpus, setting = task.session.corpus, task.setting
     crop = replace(what, size=min(what.size, default_crop(corpus.patch_size)) if setting.crop is None else setting.crop)
     plan = plan_of(corpus, crop, train, batch_size=setting.train_batch, device=task.session.device, label=task.label, seed=setting.seed,
@@ -157,7 +158,8 @@ def _tuned(task: Task, subject: Subject, what: Shown, fold: Fold, train: np.ndar
     return data, lambda: _images(task, what, fold.test), model
 
 
-def _frozen(task: Task, subject: Subject, what: Shown, fold: Fold, train: np.ndarray) -> tuple[Data, Any, Segmenter]:
+def _frozen(task: Task, subject: Subject, what: Shown, fold: Fold, train: np.ndarray) -> tuple[Data, Callable[[], Pairs], Segmenter]:
+    """The same of a head alone, on the maps of a feature file."""
     corpus, setting = task.session.corpus, task.setting
     rows = corpus.rows("all", setting.where)
     file = feature_file(subject, corpus, what, rows, folder=task.folder, progress=task.progress, batch_size=setting.batch_size,

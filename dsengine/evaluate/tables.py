@@ -12,11 +12,11 @@ def markdown(book: Book, *, figures: tuple[str, ...]) -> str:
     """The table of all rows, then a figure of each class, then what to know when reading them."""
     names = [name for name in figures if all(name in row.figures for row in book.rows)]
     facts = varying(book.rows)
+    lead = [[_plain(row.facts[fact]) for fact in facts] for row in book.rows]
     lines = grid(["encoder", "kind", *facts, *(FIGURES[name] for name in names), f"{FIGURES[book.figure]} over the best floor"],
-                   [[row.name, row.kind, *(_plain(row.facts[fact]) for fact in facts), *(cell(book.interval(row, name)) for name in names), _gap(book, row)]
-                    for row in book.rows])
-    per_class = grid([CLASS_FIGURES[book.class_figure], *facts, *book.names], [[row.name, *(_plain(row.facts[fact]) for fact in facts), *map(cell, book.class_intervals(row))]
-                                                      for row in book.rows])
+                 [[row.name, row.kind, *said, *(cell(book.interval(row, name)) for name in names), _gap(book, row)] for row, said in zip(book.rows, lead)])
+    per_class = grid([CLASS_FIGURES[book.class_figure], *facts, *book.names],
+                     [[row.name, *said, *map(cell, book.class_intervals(row))] for row, said in zip(book.rows, lead)])
     return "\n".join([f"# {book.evaluation}", "", *lines, "", *per_class, "", *notes(book), ""])
 
 
