@@ -78,7 +78,8 @@ def _tables(encoder: str, name: str) -> tuple[Method, Batch]:
     keys = TABLES[name].get("modalities", ("all",))
     method = dsengine.build_method(name, encoders={key: dsengine.build_encoder(encoder, CHANNELS[key]) for key in keys}, **TABLES[name])
     g, rows = torch.Generator().manual_seed(0), PIXELS if INPUTS[encoder] == "pixel" else ROWS
-    shapes = [(rows, CHANNELS[key]) if INPUTS[encoder] == "pixel" else (rows, DATES[key], CHANNELS[key]) for key in keys]
+    of = [view.sensor or "all" for view in method.views]
+    shapes = [(rows, CHANNELS[key]) if INPUTS[encoder] == "pixel" else (rows, DATES[key], CHANNELS[key]) for key in of]
     views = tuple(torch.randn(shape, generator=g).to(DEVICE, DTYPE) for shape in shapes)
     label = torch.randint(0, 9, (rows,), generator=g).to(DEVICE) if method.label else None
     return method, Batch(views, torch.arange(rows, device=DEVICE), label)

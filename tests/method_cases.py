@@ -115,8 +115,12 @@ def make_batch(method: Method, rows: int = 8, *, size: int = 16, step: int = 3, 
     if "image" in kinds.values():
         views = _images(method, rows, size, channels, g)
     else:
-        colour = torch.randn(rows, 1, generator=g)
-        views = [_table(colour, DATES[key] if kind == "series" else None, CHANNELS[key], g) for key, kind in kinds.items()]
+        colour, views = torch.randn(rows, 1, generator=g), []
+        for view in method.views:
+            key = view.sensor or "all"
+            # Marginals are cells of other rows.
+            own = colour[torch.randperm(rows, generator=g)] if view.of == "marginals" else colour
+            views.append(_table(own, DATES[key] if kinds[key] == "series" else None, CHANNELS[key], g))
     batch = Batch(tuple(views), torch.arange(rows) * 7 + 2, _labels(method, rows, size, g), seed=5, step=step)
     set_keys(method, batch.sample_id, seed=batch.seed, step=step)
     return batch
