@@ -68,7 +68,8 @@ def document(study: Study, cells: Sequence[Cell], outcomes: Mapping[str, Outcome
                 for key, judged in found.items() for of in wins.matrices(judged)]
     machine = {"system": platform.platform(), "processors": os.cpu_count(), "processor": platform.processor()}
     return {"title": study.title, "study": _plain(asdict(study)), "cells": [described(cell) for cell in cells], "results": rows, "wins": matrices,
-            "seconds": {"this_call": round(wall_s, 2), "all_cells": round(sum(outcome.seconds for outcome in outcomes.values()), 2)},
+            "seconds": {"this_call": round(wall_s, 2), "all_cells": round(sum(outcome.seconds for outcome in outcomes.values()), 2),
+                        "processors": round(sum(outcome.cpu_s for outcome in outcomes.values()), 2)},
             "versions": versions(), "machine": machine}
 
 

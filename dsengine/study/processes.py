@@ -6,6 +6,7 @@ which passes it on.
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -50,11 +51,14 @@ class Child:
         self.cell, self.slot, self.folder, self.log, self.started = cell, slot, folder, log, time.monotonic()
         log.parent.mkdir(parents=True, exist_ok=True)
         self._commands, self._offset = list(commands), log.stat().st_size if log.exists() else 0
+        self.cpu_s = 0.0  # of what has ended
         self._process = self._start()
 
     def poll(self) -> int | None:
         """The exit code, None while it runs; 0 only when the last command is through."""
-        code = self._process.poll()
+        before = _cpu_s()
+        code = self._process.poll()  # what it spent is added to this process's children when it is waited for, and here alone
+        self.cpu_s += _cpu_s() - before
         if code == 0 and self._commands:
             self._process = self._start()
             return None
@@ -86,6 +90,11 @@ class Child:
         command = command_line(self._commands.pop(0))
         with open(self.log, "ab") as log:
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.slot.environment(), process_group=0)
+
+
+def _cpu_s() -> float:
+    spent = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return spent.ru_utime + spent.ru_stime
 
 
 def command_line(argv: list[str]) -> list[str]:

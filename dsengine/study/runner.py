@@ -70,10 +70,10 @@ class Runner:
                 self._running.remove(child)
                 self._free.append(child.slot)
                 before = state.read(self.study, child.cell)
-                seconds, attempts = (before.seconds, before.attempts) if before else (0.0, 0)
+                seconds, cpu_s, attempts = (before.seconds, before.cpu_s, before.attempts) if before else (0.0, 0.0, 0)
                 self._end(child.cell, Outcome(
-                    status=FAILED if code else DONE, name=child.cell.name, seconds=round(seconds + child.seconds, 2), attempts=attempts + 1,
-                    error=child.error(code) if code else "", without=tuple(self._lost_runs(child.cell))))
+                    status=FAILED if code else DONE, name=child.cell.name, seconds=round(seconds + child.seconds, 2),
+                    cpu_s=round(cpu_s + child.cpu_s, 2), attempts=attempts + 1, error=child.error(code) if code else "", without=tuple(self._lost_runs(child.cell))))
 
     def _end(self, cell: Cell, outcome: Outcome) -> None:
         self.outcomes[cell.id] = outcome
@@ -85,7 +85,7 @@ class Runner:
 
 
 def slots(*, gpus: int | None, procs: int) -> list[Slot]:
-    """One a GPU, or `procs` of them on CPU.."""
+    """One a GPU, or `procs` of them on CPU."""
     if gpus:
         visible = [name.strip() for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name.strip()]
         return [Slot(name, 0) for name in (visible or [str(k) for k in range(gpus)])[:gpus]]

@@ -21,6 +21,7 @@ class Outcome:
     status: str  # done | failed | skipped
     name: str
     seconds: float = 0.0  # of all attempts, as far as they are known
+    cpu_s: float = 0.0  # of all processors
     attempts: int = 0
     error: str = ""  # one line
     without: tuple[str, ...] = ()  # runs that an evaluation of several had to do without
