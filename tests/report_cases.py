@@ -12,7 +12,7 @@ from PIL import Image
 
 from dsengine import plugin
 from dsengine.corpus import open_corpus
-from dsengine.data.sample import num_channels
+from dsengine.data.sample import band_numbers, num_channels
 from dsengine.encoders import build_encoder
 from dsengine.engine import checkpoint
 from dsengine.methods import Method, build_method, inputs
@@ -47,13 +47,13 @@ def made_records(steps: int) -> list[dict[str, Any]]:
     return records
 
 
-def add_checkpoint(run: Path, corpus_path: Path, *, method: str = "vae", encoder: str = "resnet18") -> Method:
-    """Save freshly initialised weights into `run`; returns the method."""
+def add_checkpoint(run: Path, corpus_path: Path, *, method: str = "vae", encoder: str = "resnet18", **settings: object) -> Method:
+    """Save freshly initialised weights of the method with `settings` into `run`; returns the method."""
     corpus, config = open_corpus(corpus_path), yaml.safe_load((run / "config.yaml").read_text())
-    wanted = inputs(method, plugin.configure("dsengine.methods", method, {}))
+    wanted = inputs(method, plugin.configure("dsengine.methods", method, settings))
     torch.manual_seed(1)
-    built = build_method(method, encoders={key: build_encoder(encoder, num_channels(view, corpus.bands)) for key, view in wanted.items()})
-    shown = {key: {"bands": list(range(len(corpus.bands))), "in_channels": num_channels(view, corpus.bands)} for key, view in wanted.items()}
+    built = build_method(method, encoders={key: build_encoder(encoder, num_channels(view, corpus.bands)) for key, view in wanted.items()}, **settings)
+    shown = {key: {"bands": band_numbers(view, corpus.bands), "in_channels": num_channels(view, corpus.bands)} for key, view in wanted.items()}
     config["encoder"] = {"name": encoder}
     checkpoint.save(run, step=12, method=built, optimizer=torch.optim.Adam(built.parameters()), loader={"epoch": 0}, config=config, contract=corpus.contract(),
                     keep=2, inputs=shown)
