@@ -16,7 +16,7 @@ MAY_IMPORT = {
     "errors": set(), "noise": set(), "dist": set(), "typed": set(), "plugin": {"typed"},
     "ops": set(), "kernels": {"ops"}, "corpus": set(),
     "augment": {"ops", "corpus"},
-    "data": {"corpus", "augment", "ops"},
+    "data": {"corpus", "augment", "ops", "nn.noise"},
     "nn": {"kernels"},
     "encoders": {"nn", "plugin"},
     "methods": {"nn", "data", "augment", "kernels", "plugin", "encoders"},

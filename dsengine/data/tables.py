@@ -6,7 +6,6 @@
 Every rank holds all rows of its split, for in each epoch it may be shown any of them. 14.4 million pixels of 12 + 36 int16 are 1.4 GB.
 """
 
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -19,6 +18,7 @@ from dsengine import noise
 from dsengine.corpus import Band, SeriesCorpus
 from dsengine.corpus.series import read_rows
 from dsengine.data.sample import View, band_numbers
+from dsengine.nn.noise import below, key
 
 _LANES = 1024
 _AGAIN = 2  # blocks of 4 further rows that a cell is looked for in, where the first had no data
@@ -126,24 +126,23 @@ class Tables:
         table = self._tables[part.sensor]
         shape, flat = table.values.shape[1:], table.values.flatten()
         cells = shape.numel()
-        words = noise.words(seed=seed, site=site, step=epoch, ids=ids, blocks=np.arange(-(-cells // 4)))
-        rows = noise.to_range(words.reshape(len(ids), words.shape[1] * 4)[:, :cells], self._num_rows)
+        rows = below(torch.from_numpy(ids).to(flat.device), cells, self._num_rows, seed=seed, site=key(site), step=epoch)
         room = self._room(part, len(ids))
         raw = room[:len(ids)].flatten(1)
-        torch.take(flat, torch.from_numpy(rows * cells + np.arange(cells)).to(flat.device), out=raw)
+        torch.take(flat, rows.mul_(cells).add_(torch.arange(cells, device=flat.device)), out=raw)
         if table.holes:
             own = table.values.index_select(0, torch.from_numpy(self._place[ids]).to(flat.device)).flatten(1)
-            self._draw_again(raw, own != table.nodata, table, ids, key=(seed, zlib.crc32(site.encode())), epoch=epoch)
+            self._draw_again(raw, own != table.nodata, table, ids, seed=seed, site=key(site), epoch=epoch)
             raw.masked_fill_(own == table.nodata, table.nodata)
         return room.to(self._device, non_blocking=True)
 
-    def _draw_again(self, raw: Tensor, wanted: Tensor, table: Table, ids: np.ndarray, *, key: tuple[int, int], epoch: int) -> None:
+    def _draw_again(self, raw: Tensor, wanted: Tensor, table: Table, ids: np.ndarray, *, seed: int, site: int, epoch: int) -> None:
         """Put the first of eight more rows that has data into each wanted cell of raw (B, T * C) that has none, in place."""
         sample, cell = (wanted & (raw == table.nodata)).cpu().numpy().nonzero()
         counters = np.empty((len(cell), _AGAIN, 4), np.uint64)
         counters[..., 0], counters[..., 1] = (ids[sample] & 0xFFFFFFFF)[:, None], (ids[sample] >> 32)[:, None]
         counters[..., 2], counters[..., 3] = epoch, _AGAIN_BLOCK + cell[:, None] * _AGAIN + np.arange(_AGAIN)
-        rows = noise.to_range(noise.uint32(key, counters).reshape(len(cell), _AGAIN * 4), self._num_rows)
+        rows = noise.to_range(noise.uint32((seed, site), counters).reshape(len(cell), _AGAIN * 4), self._num_rows)
         where = torch.from_numpy(rows * raw.shape[1] + cell[:, None]).to(raw.device)
         found = table.values.flatten().take(where)
         first = (found != table.nodata).byte().argmax(1, keepdim=True)
