@@ -154,6 +154,19 @@ def test_a_head_on_maps_says_what_the_encoder_with_that_head_says() -> None:
         assert predicted(whole, x, torch.Size((24, 24)), num_classes=3).shape == (3, 24, 24)
 
 
+@pytest.mark.parametrize("side, stride", [(40, 16), (40, 8), (64, 32), (32, 16)])
+def test_a_pixel_is_judged_by_the_cell_above_it_also_where_the_stride_does_not_divide_the_size(side: int, stride: int) -> None:
+    """The head as a plain enlargement of each cell by 16: the finished map must be that of the cells where they lie."""
+    cells = -(-side // stride)
+    which = torch.arange(cells * cells).reshape(cells, cells) % 7
+    logits = F.one_hot(which, 7).permute(2, 0, 1)[None].float().repeat_interleave(16, 2).repeat_interleave(16, 3)
+    found = predicted(lambda x: logits, torch.zeros(1, 1, side, side), torch.Size((side, side)), num_classes=7)
+    middles = torch.arange(stride // 2, side, stride)
+    middles = middles[middles < side - stride // 4]
+    expected = which[middles // stride][:, middles // stride]
+    assert found.shape == (1, side, side) and torch.equal(found[0][middles][:, middles], expected)
+
+
 def test_a_loss_that_is_not_finite_ends_it() -> None:
     train = scenes(8)
     train[0][3] = math.nan

@@ -29,10 +29,10 @@ class Progress:
         self._bars.console.print(text, soft_wrap=True, markup=False)
 
     @contextmanager
-    def task(self, what: str, total: int, *, done: int = 0, note: str = "") -> Iterator[Callable[..., None]]:
+    def task(self, what: str, total: int, *, done: int = 0) -> Iterator[Callable[..., None]]:
         """A bar; yields `advance(steps, note="")`."""
-        task = self._bars.add_task(what, total=total, completed=done, note=note)
+        task = self._bars.add_task(what, total=total, completed=done, note="")
         try:
-            yield lambda steps, note=None: self._bars.update(task, advance=steps, **({} if note is None else {"note": note}))
+            yield lambda steps, note="": self._bars.update(task, advance=steps, note=note)
         finally:
             self._bars.remove_task(task)

@@ -1,6 +1,6 @@
 """Land cover, pixel by pixel: the deconvolution head on an encoder's maps, and the loop that trains it.
 
-    logits = head(map)          (B, D, h, w) -> (B, channels, 16h, 16w), resampled to the label's size where that differs
+    logits = head(map)          (B, D, h, w) -> (B, channels, 16h, 16w), cut or resampled to the label's size (`_sized`)
     loss   = cross entropy of logits, over the pixels that have a class
 Frozen: the maps come from a feature file and only the head is trained. Fine-tuned: the encoder is in the loop, all is trained, crops are
 drawn anew each epoch. Either way the weights of the epoch with the best weighted mean IoU on val are kept, and training stops when
@@ -8,6 +8,7 @@ that has not risen for `patience` epochs.
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -66,7 +67,7 @@ class Segmenter(nn.Module):
 
 def loss_of(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tensor:
     """Mean cross entropy of logits (B, K, h, w) over the labelled pixels of (B, H, W); 0 where there are none."""
-    logits = _sized(logits, label).float()
+    logits = _sized(logits, label.shape[1:]).float()
     if weight is not None:
         weight = F.pad(weight, (0, logits.shape[1] - len(weight)), value=1.0)
     total = F.cross_entropy(logits, label, weight, ignore_index=IGNORED, reduction="sum")
@@ -116,7 +117,7 @@ def predicted(model: nn.Module, x: Tensor, size: torch.Size, *, num_classes: int
     """(B, H, W) int64 classes of x; channels of the head beyond the classes never win."""
     with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=autocast):
         logits = model(x)
-    return _sized(logits[:, :num_classes].float(), x.new_empty(0, *size)).argmax(1)
+    return _sized(logits[:, :num_classes].float(), size).argmax(1)
 
 
 def _average_statistics(model: nn.Module, *, of_epoch: bool) -> None:
@@ -149,6 +150,12 @@ def _train_epoch(model: nn.Module, batches: Pairs, steps: int, optimizer: torch.
     return mean
 
 
-def _sized(logits: Tensor, like: Tensor) -> Tensor:
-    size = like.shape[1:]
-    return logits if logits.shape[2:] == size else F.interpolate(logits, size, mode="bilinear")
+def _sized(logits: Tensor, size: torch.Size) -> Tensor:
+    """(B, K, h, w) at `size`: by a power of two where the encoder's stride is not 16, then cut, because the cells of a size that the stride
+    does not divide reach over its right and lower edge."""
+    factor = 2.0 ** round(math.log2(size[0] / logits.shape[2]))
+    if factor != 1:
+        logits = F.interpolate(logits, scale_factor=factor, mode="bilinear")
+    if logits.shape[2] < size[0] or logits.shape[3] < size[1]:
+        return F.interpolate(logits, size, mode="bilinear")
+    return logits[:, :, :size[0], :size[1]]
