@@ -14,11 +14,12 @@ import zarr
 
 sys.path.insert(0, str(Path(__file__).parent))
 from embed_cases import BANDS, Small, contract, numbers, write  # noqa: E402
+from stac_server import server  # noqa: E402
 
 import dsengine
 from dsengine import cli
 from dsengine.corpus.schema import S1_BANDS, S2_BANDS
-from dsengine.errors import UsageError
+from dsengine.errors import RunError, UsageError
 from dsengine.export.scene import find_scenes, opened
 from dsengine.export.tiles import Span
 
@@ -38,7 +39,7 @@ def stored(path: Path, *, s2_offset: str = "0", **only: object) -> np.ndarray:
 
 def expected(values: np.ndarray) -> np.ndarray:
     """What a corpus stores of `numbers`: reflectance x 10000, dB x 100."""
-    return np.stack([np.rint(v if band in S2_BANDS else v.astype(np.float64) * 100) for v, band in zip(values, BANDS, strict=True)]).astype(np.int16)
+    return np.stack([np.rint(v if band in S2_BANDS else v.astype(np.float64) * 100) for v, band in zip(values, BANDS)]).astype(np.int16)
 
 
 def test_one_file_many_files_and_any_order_of_bands_are_the_same_scene(tmp_path: Path) -> None:
@@ -119,13 +120,37 @@ def test_a_stac_item_says_which_asset_is_which_band_and_what_offset_its_numbers_
     assert scene.name == "S2A_T13TDE" and scene.facts["s2_offset"] == -1000
 
 
+def test_assets_behind_a_url_are_read_as_the_files_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = numbers(200, 300)[:12]
+    path = item(tmp_path, np.concatenate([values, numbers(200, 300)[12:]]), boa=True)
+    content = json.loads(path.read_text())
+    held = server.Archive(tmp_path / "data", [])
+    monkeypatch.setattr("dsengine.export.remote.REOPEN_PIXELS", 20_000)
+    with server.serving(held):
+        for asset in content["assets"].values():
+            asset["href"] = asset["href"].replace("./data", f"{held.root}/files")
+        path.write_text(json.dumps(content))
+        optical = contract(S2_BANDS)
+        scene, = find_scenes(path, optical)
+        with opened(scene, -32768) as reader:
+            for rows, columns in [(Span(0, 200), Span(0, 300)), (Span(90, 170), Span(33, 240)), (Span(0, 60), Span(250, 300))]:
+                np.testing.assert_array_equal(reader.read(rows, columns), expected(values)[:, rows.start:rows.stop, columns.start:columns.stop])
+        out, = dsengine.embed((Small(12).eval(), optical), path, tmp_path / "a.zarr", picture=True)
+        assert zarr.open_group(out)["embedding"].shape == (6, 25, 38) and (tmp_path / "a.png").exists()
+        (tmp_path / "data" / "red.tif").unlink()
+        with pytest.raises(RunError, match="red.tif.*404"):
+            find_scenes(path, optical)
+
+
 def test_items_without_local_assets_or_bands_are_refused(tmp_path: Path) -> None:
     path = item(tmp_path, numbers(16, 16), boa=True)
     content = json.loads(path.read_text())
-    content["assets"]["red"]["href"] = "https://example.com/red.tif"
+    content["assets"]["vv"]["href"] = "https://example.com/vv.tif?token=secret"
     path.write_text(json.dumps(content))
-    with pytest.raises(UsageError, match="not a local file.*corpus build --source stac"):
+    with pytest.raises(UsageError, match=r"vv.tif of band VV; legal: local files.*corpus build --source stac") as refused:
         find_scenes(path, contract())
+    assert "secret" not in str(refused.value)
+    content["assets"]["vv"]["href"] = "./data/vv.tif"
     del content["assets"]["red"]
     path.write_text(json.dumps(content))
     with pytest.raises(UsageError, match="B04 missing; legal: rasters with all of B01, B02"):

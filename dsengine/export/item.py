@@ -1,7 +1,7 @@
 """A STAC item as a scene: its assets say which file is which band, its metadata how numbers become reflectance.
 
-Assets are local files, named relative to the item or absolutely; what lies on the internet is built into a corpus by
-`dsengine corpus build --source stac`, which signs, retries and checks.
+Assets are local files, named relative to the item or absolutely, or GeoTIFFs of one band behind http(s) (`remote`). Sentinel-1 assets must
+be local and in dB: archives hold linear power.
 """
 
 import json
@@ -21,6 +21,7 @@ from dsengine.corpus.schema import S2_BANDS, Contract
 from dsengine.errors import UsageError
 from dsengine.export.bands import Channel
 from dsengine.export.numbers import radiometries
+from dsengine.export.remote import RemoteFile
 from dsengine.export.scene import Scene, make_scene, placed
 
 MAX_ITEM_BYTES = 16 << 20
@@ -28,10 +29,10 @@ _PICTURES = {"visual", "overview", "thumbnail"}  # roles of assets that show ban
 
 
 def item_scene(path: Path, contract: Contract, *, s2_offset: str) -> Scene:
-    """The scene that the item in `path` describes. UsageError for a file that is no item, lacks a band, or has assets that are not local."""
+    """The scene that the item in `path` describes. UsageError for a file that is no item, lacks a band, or has assets that cannot be read."""
     item = _read(path)
     found = _assets(item, [band.name for band in contract.bands])
-    channels = {band: Channel(placed(_local(path, asset)), index) for band, (asset, index) in found.items()}
+    channels = {band: Channel(placed(_located(path, asset, band)), index) for band, (asset, index) in found.items()}
     name = str(item.get("id", path.stem))
     optical = {band: asset for band, (asset, _) in found.items() if band in S2_BANDS}
     if not optical or len(channels) < len(contract.bands):  # a lack is what make_scene says
@@ -83,9 +84,12 @@ def _stated(asset: Mapping[str, Any]) -> list[str]:
     return [canonical_band(str(band.get("name", ""))) for band in bands if isinstance(band, dict)]
 
 
-def _local(path: Path, asset: Mapping[str, Any]) -> Path:
+def _located(path: Path, asset: Mapping[str, Any], band: str) -> Path | RemoteFile:
+    """Where an asset lies. UsageError for what is neither local nor, for Sentinel-2, behind http(s)."""
     parts = urlsplit(asset["href"])
+    if parts.scheme in ("http", "https") and band in S2_BANDS:
+        return RemoteFile(asset["href"])
     if parts.scheme not in ("", "file"):
-        raise UsageError(f"--raster {path}: asset {asset['href']} is not a local file; legal: items whose assets are downloaded, or build a corpus with "
-                         "`dsengine corpus build --source stac`")
+        raise UsageError(f"--raster {path}: asset {RemoteFile(asset['href'])} of band {band}; legal: local files, and http(s) for Sentinel-2 bands "
+                         "(or build a corpus with `dsengine corpus build --source stac`)")
     return path.parent / unquote(parts.path if parts.scheme else asset["href"])

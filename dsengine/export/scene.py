@@ -21,6 +21,7 @@ from dsengine.corpus.schema import Contract
 from dsengine.errors import RunError, UsageError
 from dsengine.export.bands import Channel, assigned, site_of
 from dsengine.export.numbers import radiometries
+from dsengine.export.remote import RemoteFile, RemoteReader, connection, reading, remote_header
 from dsengine.export.tiles import Span
 
 METRES_PER_DEGREE = 111_320.0  # of a meridian, within 0.6 %
@@ -30,7 +31,7 @@ CACHE_MB = 256  # of GDAL for decoded blocks; its own default is a share of the 
 class Source(NamedTuple):
     """One band of a scene."""
 
-    path: Path
+    path: Path | RemoteFile
     index: int
     factor: int  # pixels of the scene's grid per pixel of this file
     radiometry: Radiometry
@@ -48,10 +49,11 @@ class Scene(NamedTuple):
 
     def fingerprint(self) -> dict[str, object]:
         """What must be equal for an unfinished output to go on."""
-        paths = sorted({source.path.absolute() for source in self.sources})
-        base = os.path.commonpath([path.parent for path in paths])
+        paths = sorted({source.path.absolute() for source in self.sources if isinstance(source.path, Path)})
+        base = os.path.commonpath([path.parent for path in paths]) if paths else ""
         files = {os.path.relpath(path, base): [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
-        return {"name": self.name, "files": files, **self.facts}
+        urls = sorted({str(source.path) for source in self.sources if isinstance(source.path, RemoteFile)})
+        return {"name": self.name, "files": files, **({"urls": urls} if urls else {}), **self.facts}
 
 
 def find_scenes(path: str | os.PathLike[str], contract: Contract, *, s2_offset: str = "auto") -> list[Scene]:
@@ -89,11 +91,11 @@ def make_scene(name: str, channels: Mapping[str, Channel], contract: Contract, *
 class SceneReader:
     """Windows of an opened scene; made by `opened`."""
 
-    def __init__(self, scene: Scene, files: Mapping[Path, rasterio.DatasetReader], nodata: int) -> None:
+    def __init__(self, scene: Scene, files: Mapping[Path | RemoteFile, rasterio.DatasetReader | RemoteReader], nodata: int) -> None:
         self.shape = scene.shape
         self._nodata = nodata
         self._files = files
-        groups: dict[tuple[Path, int, Radiometry], list[int]] = {}
+        groups: dict[tuple[Path | RemoteFile, int, Radiometry], list[int]] = {}
         for place, source in enumerate(scene.sources):
             groups.setdefault((source.path, source.factor, source.radiometry), []).append(place)
         self._groups = [(key, places, [scene.sources[place].index for place in places]) for key, places in groups.items()]
@@ -105,7 +107,7 @@ class SceneReader:
             out[places] = self._window(self._files[path], indexes, factor, radiometry, rows, columns)
         return out
 
-    def _window(self, file: rasterio.DatasetReader, indexes: Sequence[int], factor: int, radiometry: Radiometry, rows: Span,
+    def _window(self, file: rasterio.DatasetReader | RemoteReader, indexes: Sequence[int], factor: int, radiometry: Radiometry, rows: Span,
                 columns: Span) -> np.ndarray:
         """As `read`, of some channels of one file; what a coarser grid lacks at the edge is nodata."""
         y0, x0 = rows.start // factor, columns.start // factor
@@ -127,13 +129,15 @@ class SceneReader:
 def opened(scene: Scene, nodata: int) -> Iterator[SceneReader]:
     """A reader of `scene`; its files are open as long as the context is, and GDAL keeps at most CACHE_MB of them."""
     with rasterio.Env(GDAL_CACHEMAX=CACHE_MB, GDAL_DISABLE_READDIR_ON_OPEN="EMPTY_DIR"), ExitStack() as stack:
-        files = {path: stack.enter_context(open_raster(path)) for path in sorted({source.path for source in scene.sources})}
+        places = sorted({source.path for source in scene.sources}, key=str)
+        http = stack.enter_context(connection()) if any(isinstance(place, RemoteFile) for place in places) else None
+        files = {place: stack.enter_context(reading(place, http) if isinstance(place, RemoteFile) else open_raster(place)) for place in places}
         yield SceneReader(scene, files, nodata)
 
 
-def placed(path: Path) -> RasterInfo:
+def placed(path: Path | RemoteFile) -> RasterInfo:
     """The header of a north-up raster with a CRS, in metres or in degrees. UsageError for others."""
-    info = header(path)
+    info = remote_header(path) if isinstance(path, RemoteFile) else header(path)
     t = info.transform
     if info.crs is None or not (in_metres(info.crs) or info.crs.is_geographic):
         raise UsageError(f"{path}: CRS is {info.crs}; legal: a CRS in metres or degrees")
