@@ -109,7 +109,8 @@ def _matrix(row: dict[str, Any], name: str) -> Html | None:
 
 
 def _cell(count: float, share: float, *, own: bool) -> Html:
-    return tag("td", {"style": f"--share:{share:.3f}", "class": "own" if own else None, "title": f"{count:,.0f} samples"}, f"{100 * share:.0f}")
+    kind = " ".join(name for name, holds in (("own", own), ("nil", share == 0)) if holds)
+    return tag("td", {"style": f"--share:{share:.3f}", "class": kind or None, "title": f"{count:,.0f} samples"}, f"{100 * share:.0f}")
 
 
 def _names(rows: list[dict[str, Any]]) -> list[str]:

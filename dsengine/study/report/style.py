@@ -96,7 +96,8 @@ table{border-collapse:collapse;font-size:.87rem}
 caption{text-align:left;font-size:.86rem;padding-bottom:.3rem;position:sticky;left:0;max-width:100cqw}
 th,td{text-align:left;vertical-align:top;padding:.3rem .9rem .3rem 0;border-bottom:1px solid var(--line)}
 thead th{color:var(--soft);font-weight:600;vertical-align:bottom;border-bottom:1px solid var(--ink)}
-tbody th{font-weight:600}
+tbody th{font-weight:600;position:sticky;left:0;background:var(--paper)}
+:not(.confusion)>tbody th{min-width:8.5rem}
 td:last-child,th:last-child{padding-right:0}
 .number{text-align:right;white-space:nowrap}
 .swatch::before{content:"";display:inline-block;width:.8rem;height:.28rem;margin-right:.45rem;vertical-align:.2rem;background:var(--c)}
@@ -106,6 +107,7 @@ td:last-child,th:last-child{padding-right:0}
  border-bottom:0;border-top:1px solid var(--ink)}
 .confusion td{min-width:2.3rem;border:1px solid var(--paper);
  background:color-mix(in srgb,var(--accent) calc(var(--share)*var(--mix)),var(--raised));color:var(--ink)}
+.confusion .nil{color:var(--soft)}
 .confusion td.own{outline:1.5px solid var(--ink);outline-offset:-2px}
 details{margin:.5rem 0;border:1px solid var(--line);border-radius:4px}
 summary{cursor:pointer;padding:.5rem .8rem;font-weight:600;overflow-wrap:anywhere}
@@ -115,10 +117,12 @@ pre{background:var(--raised);padding:.7rem .8rem;overflow-x:auto;font:12.5px/1.4
 footer{margin-top:2.5rem;padding-bottom:2rem}
 footer p{border-top:1px solid var(--line);padding-top:.6rem}
 :focus-visible{outline:2px solid var(--accent);outline-offset:2px}
+@media (max-width:34rem){.facts{grid-template-columns:1fr 1fr}}
 @media print{
  body{font-size:10.5pt}main,header,footer{max-width:none;padding:0}nav{display:none}
  figure,tr,.facts div{break-inside:avoid}h2,h3,h4{break-after:avoid}.scroll{overflow:visible}
  details::details-content{content-visibility:visible;block-size:auto}
- .grid{grid-template-columns:repeat(2,1fr)}
+ .grid{grid-template-columns:repeat(2,1fr)}table{font-size:7.5pt}.number{white-space:normal}.confusion{break-inside:avoid}
+ *{print-color-adjust:exact}
 }
 """
