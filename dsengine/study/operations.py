@@ -18,12 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from dsengine import config as configuration
 from dsengine.config import RunConfig
 from dsengine.corpus import Band, Corpus, open_corpus
-from dsengine.corpus.schema import standard_layout
+from dsengine.corpus.build.grid import FRACTIONS
+from dsengine.corpus.schema import SPLITS, standard_layout
 from dsengine.data.sample import Batch, default_crop, num_channels, sized
 from dsengine.encoders import build_encoder
 from dsengine.engine.plan import total_steps
 from dsengine.engine.train import fresh_method
-from dsengine.evaluate.folds import FRACTIONS
 from dsengine.evaluate.segment import Segmenter
 from dsengine.methods import corpus_kind
 from dsengine.study.cells import Cell
@@ -40,7 +40,12 @@ class Images(NamedTuple):
     bands: tuple[Band, ...]
     patch_size: int
     rows: int
-    train: int
+    parts: tuple[float, ...]  # rows of train, val, test by its own split; expected ones, where it is not made yet
+
+    @property
+    def train(self) -> int:
+        """Rows that pretraining sees."""
+        return max(2, round(self.parts[0]))
 
 
 def operations(cell: Cell, cells: Sequence[Cell]) -> float | None:
@@ -59,9 +64,11 @@ def images_of(cell: Cell, cells: Sequence[Cell]) -> Images | None:
     if isinstance(recipe, Synth):
         if recipe.kind != "patches":
             return None
-        return Images(standard_layout(recipe.size).bands(), recipe.size, recipe.patches, max(2, round(recipe.patches * FRACTIONS[0])))
+        return Images(standard_layout(recipe.size).bands(), recipe.size, recipe.patches, tuple(recipe.patches * share for share in FRACTIONS))
     corpus = open_corpus(cell.corpus)
-    return Images(corpus.bands, corpus.patch_size, len(corpus), len(corpus.rows("train"))) if isinstance(corpus, Corpus) else None
+    if not isinstance(corpus, Corpus):
+        return None
+    return Images(corpus.bands, corpus.patch_size, len(corpus), tuple(len(corpus.rows(name)) for name in SPLITS))
 
 
 def of_sample(config: RunConfig, images: Images) -> float | None:
@@ -105,7 +112,7 @@ def _evaluation(cell: Cell, cells: Sequence[Cell], images: Images) -> float | No
         alone = encoder.in_channels < len(images.bands)
         return of_encoder * images.rows * (len(setting.bands or images.bands) if of.command == "scene" and alone else 1)
     whole = _forward(Segmenter(encoder, encoder.dim, setting.channels or _CLASSES, seed=0), encoder.in_channels, side)
-    train, val, test = (images.rows * share for share in (FRACTIONS if setting.split == "corpus" else setting.fractions))
+    train, val, test = images.parts if setting.split == "corpus" else (images.rows * share for share in setting.fractions)
     crop = (setting.crop or min(side, default_crop(images.patch_size))) if setting.finetune else side
     each = whole if setting.finetune else whole - of_encoder
     once = test * each if setting.finetune else test * each + images.rows * of_encoder
