@@ -18,12 +18,14 @@ CLASSES = {0: "unknown", 10: "wheat", 20: "rye", 30: "maize", 40: "hops"}
 
 
 def columns() -> dict[str, np.ndarray]:
-    """Of all rows: three rows a field, 60 fields of 2018 in the north, 20 of 2019 in the south; hops on 3 fields; field 4 has no label."""
+    """Of all rows. 60 fields of 2018 in the north, 20 of 2019 in the south; a field has three rows, in more than one block of the split by place;
+    hops on 3 fields, no label on field 4."""
     field = np.arange(ROWS) // 3
     crop = np.array([10, 20, 30])[field % 3]
     crop[np.isin(field, (7, 8, 9))], crop[field == 4] = 40, 0
-    return {"field": field + 1000, "crop": crop, "year": np.where(field < 60, 2018, 2019), "region": np.where(field < 60, "north", "south").astype(object),
-            "lon": 10 + (field % 10) * 0.6, "lat": 50 + field // 10 * 0.6}
+    north = field < 60
+    return {"field": field + 1000, "crop": crop, "year": np.where(north, 2018, 2019), "region": np.where(north, "north", "south").astype(object),
+            "lon": 10 + (field % 10) * 0.6 + np.arange(ROWS) % 3 * 0.2, "lat": 50 + field // 10 * 0.6}
 
 
 def values() -> dict[str, np.ndarray]:
@@ -45,8 +47,8 @@ def layout() -> SeriesLayout:
 def cut(rows: range) -> SeriesBlock:
     part, c, v = slice(rows.start, rows.stop), columns(), values()
     index = {name: c[name][part] for name in ("lon", "lat", "field", "year")}
-    return SeriesBlock({"s2": v["s2"][part], "rain": v["rain"][part]}, {**index, "region": c["region"][part].tolist()}, {"crop": c["crop"][part].astype(np.uint8)},
-                       {}, {"s2": v["clear"][part]}, {})
+    return SeriesBlock({"s2": v["s2"][part], "rain": v["rain"][part]}, {**index, "region": c["region"][part].tolist()},
+                       {"crop": c["crop"][part].astype(np.uint8)}, {}, {"s2": v["clear"][part]}, {})
 
 
 def planted(out: Path) -> Path:
@@ -62,6 +64,6 @@ def run_of(folder: Path, opened: dsengine.corpus.SeriesCorpus, encoder: str, sen
     method = nn.Module()
     method.encoders = nn.ModuleDict({"all": dsengine.build_encoder(encoder, len(places), **settings)})
     config = {"encoder": {"name": encoder, **settings}, "encoders": {}, "method": {"name": "scarf"}, "corpus": str(opened.path), "train": {"seed": 0}}
-    save(folder, step=1, method=method, optimizer=torch.optim.SGD(method.parameters(), lr=0.1), loader={}, config=config, contract=opened.contract(), keep=1,
-         inputs={"all": {"bands": places, "in_channels": len(places)}})
+    save(folder, step=1, method=method, optimizer=torch.optim.SGD(method.parameters(), lr=0.1), loader={}, config=config, contract=opened.contract(),
+         keep=1, inputs={"all": {"bands": places, "in_channels": len(places)}})
     return folder

@@ -102,10 +102,10 @@ def test_a_fit_equals_a_loop_written_out() -> None:
 
 def test_weights_of_the_classes_enter_the_loss_as_a_sum_over_rows() -> None:
     train, val, network = problem(), problem(20, 1), Plain()
-    recipe = Recipe(epochs=1, patience=None, keep="last", batch_size=60, weight_decay=0.0, class_weight="inverse")
+    recipe = Recipe(epochs=1, patience=None, keep="last", batch_size=7, weight_decay=0.0, class_weight="inverse")
     weight = class_weights(train.y, 2)
     expected = sum(weight[y] * -network(x[None])[0].log_softmax(0)[y] for x, y in zip(*train)) / 60
-    assert fit(network, train, val, recipe, lr=1e-9, classes=2, seed=0, what="it").history[0]["loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert fit(network, train, val, recipe, lr=1e-9, classes=2, seed=0, what="it").history[0]["loss"] == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_parity_trains_every_epoch_and_keeps_the_last_even_where_val_got_worse() -> None:
@@ -114,8 +114,9 @@ def test_parity_trains_every_epoch_and_keeps_the_last_even_where_val_got_worse()
                classes=2, seed=0, what="it")
     best = fit(Plain(), train, val, RECIPE, lr=0.1, classes=2, seed=0, what="it")
     assert (last.best_epoch, len(last.history)) == (8, 8) and (best.best_epoch, len(best.history)) == (1, 4)
-    losses = [record["val_loss"] for record in last.history]
-    assert losses[-1] > losses[0]
+    for fitted, epoch in ((last, 8), (best, 1)):
+        assert F.cross_entropy(fitted.network(val.x), val.y).item() == pytest.approx(fitted.history[epoch - 1]["val_loss"], rel=1e-6)
+    assert last.history[-1]["val_loss"] > last.history[0]["val_loss"]
 
 
 def test_the_same_seed_gives_the_same_weights_and_another_one_others() -> None:

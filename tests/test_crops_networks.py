@@ -156,8 +156,8 @@ def test_inception_in_evaluation_uses_running_statistics_in_all_its_layers() -> 
     assert torch.allclose(network(x), alone, atol=1e-12) and not torch.allclose(network.train()(x), alone)
 
 
-@pytest.mark.parametrize("longest, dates, expected", [(40, 1000, (39, 19, 9)), (160, 144, (159, 79, 39)), (160, 12, (23, 23, 23)), (40, 12, (23, 19, 9)),
-                                                      (40, 1, (1, 1, 1)), (5, 100, (5, 1, 1))])
+@pytest.mark.parametrize("longest, dates, expected", [(40, 1000, (39, 19, 9)), (160, 144, (159, 79, 39)), (160, 12, (23, 23, 23)),
+                                                      (40, 12, (23, 19, 9)), (40, 1, (1, 1, 1)), (5, 100, (5, 1, 1))])
 def test_kernels_are_odd_and_no_longer_than_the_series_can_fill(longest: int, dates: int, expected: tuple[int, ...]) -> None:
     assert inception_kernels(longest, dates) == expected
 

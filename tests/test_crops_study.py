@@ -71,7 +71,8 @@ def test_win_matrices_and_gains_are_those_of_the_accuracies_in_the_sheet(out: Pa
     assert names == ["raw", "mine", "untrained resmlp"]
     for network in ("bilstm", "inception", "transformer"):
         for part in ("test", "elsewhere"):
-            accuracy = {(line["input"], line["number"]): float(line["accuracy"]) for line in lines if (line["network"], line["part"]) == (network, part)}
+            accuracy = {(line["input"], line["number"]): float(line["accuracy"]) for line in lines
+                        if (line["network"], line["part"]) == (network, part)}
             found = results["networks"][network][part]
             for i, a in enumerate(names):
                 gain = [100 * (accuracy[a, k] - accuracy["raw", k]) / accuracy["raw", k] if accuracy["raw", k] else None for k in "012"]
@@ -97,14 +98,15 @@ def test_results_say_what_the_numbers_rest_on(out: Path, corpus: dsengine.corpus
     for part, seen in mine["judged_rows_in_its_train_split"].items():
         rows = study.make_task(corpus, Setting(test_where="year == 2019")).parts[part].rows.tolist()
         assert seen == len(in_train.intersection(rows)) > 0
-    for text in ("was pretrained, without labels, on the train split of this corpus", "task 1: the test fields", "task 2: elsewhere", "divided by 4", "hops 9", "Always the commonest class", "are few"):
+    for text in ("was pretrained, without labels, on the train split of this corpus", "task 1: the test fields", "task 2: elsewhere", "divided by 4",
+                 "hops 9", "Always the commonest class", "are few"):
         assert text in table
     assert {p.name for p in (out / "figures").iterdir()} == {"learning.png", *(f"{kind}-{part}.png" for kind in ("accuracy", "wins", "gains")
                                                                               for part in ("test", "elsewhere"))}
 
 
-def test_every_panel_of_every_figure_has_labels_on_its_axes(out: Path, corpus: dsengine.corpus.SeriesCorpus, run: Path, monkeypatch: pytest.MonkeyPatch,
-                                                          folder: Path) -> None:
+def test_every_panel_of_every_figure_has_labels_on_its_axes(out: Path, corpus: dsengine.corpus.SeriesCorpus, run: Path,
+                                                          monkeypatch: pytest.MonkeyPatch) -> None:
     from dsengine.evaluate.crops import figures
 
     drawn = []
@@ -161,7 +163,8 @@ def test_planted_crops_are_learned_from_raw_series(corpus: dsengine.corpus.Serie
 
 def test_the_command_runs_on_synthetic_series_without_a_run(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     made = synthesize_series(tmp_path / "corpus", kind="series", num_rows=96, seed=3)
-    assert command("--corpus", made, "--out", tmp_path / "out", *FLAGS, "--set", "min_fields=5", "--parity", "--set", "class_weight=inverse", "--set", "seeds=2") == 0
+    sets = ["--set", "min_fields=5", "--set", "class_weight=inverse", "--set", "seeds=2"]
+    assert command("--corpus", made, "--out", tmp_path / "out", *FLAGS, "--parity", *sets) == 0
     said = capsys.readouterr().out
     assert "a field is a row, as the corpus has no column of fields" in said and "results.json" in said
     results = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -170,24 +173,26 @@ def test_the_command_runs_on_synthetic_series_without_a_run(tmp_path: Path, caps
 
 def test_an_encoder_of_series_is_judged_per_series_too(corpus: dsengine.corpus.SeriesCorpus, folder: Path, tmp_path: Path) -> None:
     run = run_of(folder / "series", corpus, "temporal", width=8, heads=2, blocks=1, out=4, dates=10)
-    assert command("--corpus", corpus.path, "--run", f"mine={run}", "--out", tmp_path, *FLAGS, "--per", "series", "--floors", "none", "--networks", "bilstm") == 0
+    argv = ["--run", f"mine={run}", "--per", "series", "--floors", "none", "--networks", "bilstm"]
+    assert command("--corpus", corpus.path, "--out", tmp_path, *FLAGS, *argv) == 0
     results = json.loads((tmp_path / "results.json").read_text())
     assert [(given["name"], given["dates"], given["channels"]) for given in results["inputs"]] == [("raw", 6, 3), ("mine", 1, 4)]
 
 
 @pytest.mark.parametrize("argv, message", [
-    (["--networks", "lstm"], "networks=lstm: legal: one or more of bilstm, inception, transformer"), (["--set", "epoch=3"], "evaluate.epoch is not a setting"),
+    (["--networks", "lstm"], "networks=lstm: legal: one or more of bilstm, inception, transformer"),
+    (["--set", "epoch=3"], "evaluate.epoch is not a setting"),
     (["--where", "yeer == 2018"], "yeer"), (["--set", "sensor=s3"], "sensor=s3 is not in"), (["--device", "cuda:9"], "device="),
     (["--run", "nowhere"], "no checkpoint under nowhere"), (["--set", "epochs"], "must be KEY=VALUE")])
-def test_what_is_not_legal_ends_with_2_and_one_line(corpus: dsengine.corpus.SeriesCorpus, tmp_path: Path, capsys: pytest.CaptureFixture, argv: list[str],
-                                                   message: str) -> None:
+def test_what_is_not_legal_ends_with_2_and_one_line(corpus: dsengine.corpus.SeriesCorpus, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                   argv: list[str], message: str) -> None:
     assert command("--corpus", corpus.path, "--out", tmp_path, *FLAGS, *argv) == 2
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
 
 
-def test_a_corpus_that_is_none_of_series_and_a_folder_of_another_evaluation_are_refused(corpus: dsengine.corpus.SeriesCorpus, small_corpus: Path, tmp_path: Path,
-                                                                                       capsys: pytest.CaptureFixture) -> None:
+def test_patches_and_a_folder_of_another_evaluation_are_refused(corpus: dsengine.corpus.SeriesCorpus, small_corpus: Path, tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture) -> None:
     assert command("--corpus", small_corpus, "--out", tmp_path / "a", *FLAGS) == 2
     assert "holds patches; legal here: a corpus of series" in capsys.readouterr().err
     (tmp_path / "b").mkdir()
@@ -196,7 +201,8 @@ def test_a_corpus_that_is_none_of_series_and_a_folder_of_another_evaluation_are_
     assert "holds the evaluation linear" in capsys.readouterr().err
 
 
-def test_without_optuna_the_extra_is_named(corpus: dsengine.corpus.SeriesCorpus, tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_optuna_the_extra_is_named(corpus: dsengine.corpus.SeriesCorpus, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                           monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert command("--corpus", corpus.path, "--out", tmp_path, *FLAGS) == 2
     assert "pip install 'dsengine[evaluate]'" in capsys.readouterr().err

@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--shrink", type=int, metavar="N", help="divide the widths of the paper's spaces by 1, 2 or 4 (default: 1)")
     parser.add_argument("--split", metavar="RULE", help="fields (default), corpus, block, or column:NAME; no field is in two parts")
     parser.add_argument("--where", metavar="CONDITION", help="only rows that meet it")
-    parser.add_argument("--test-where", metavar="CONDITION", help="task 2: rows that meet it are judged apart, such as those of another region and year")
+    parser.add_argument("--test-where", metavar="CONDITION", help="task 2: rows that meet it are judged apart, as of another region and year")
     parser.add_argument("--per", dest="features", choices=("dates", "series"), help="features a date (default) or a series")
     parser.add_argument("--floors", metavar="NAME,...", help="inputs beside the runs: untrained (default), or none")
     parser.add_argument("--parity", action="store_true", default=None, help="as the original code: learning rate drawn linearly, the last epoch kept")

@@ -166,7 +166,7 @@ def _check(parts: dict[str, Part], setting: Setting) -> None:
     """UsageError for an empty part, for fewer than 2 classes to train on, and for a field in two parts."""
     counts = ", ".join(f"{name} {len(part.rows)}" for name, part in parts.items())
     if empty := [name for name, part in parts.items() if not len(part.rows)]:
-        raise UsageError(f"split={setting.split}: no labelled row in {empty[0]} ({counts}); legal: a rule, fractions or a condition that fill each part")
+        raise UsageError(f"split={setting.split}: no labelled row in {empty[0]} ({counts}); legal: a rule or condition that leaves some in each")
     if len(np.unique(parts["train"].classes)) < 2:
         raise UsageError(f"split={setting.split}: the train part has one class only; legal: a rule that leaves it 2 or more")
     seen: dict[Any, str] = {}

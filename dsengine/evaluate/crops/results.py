@@ -89,8 +89,8 @@ class Results:
 def document(results: Results, corpus: SeriesCorpus, recipe: Recipe) -> dict[str, Any]:
     """results.json."""
     task, setting = results.task, results.setting
-    parts = {name: {"rows": len(part.rows), "fields": len(np.unique(part.fields)), "by_class": np.bincount(part.classes, minlength=len(task.names)).tolist()}
-             for name, part in task.parts.items()}
+    parts = {name: {"rows": len(part.rows), "fields": len(np.unique(part.fields)),
+                    "by_class": np.bincount(part.classes, minlength=len(task.names)).tolist()} for name, part in task.parts.items()}
     return {"evaluation": EVALUATION, "corpus": {"path": str(corpus.path), "num_rows": len(corpus), "label": task.label}, "classes": list(task.names),
             "setting": asdict(setting), "split": described(setting, corpus), "field": task.field or "row", "parts": parts, "left_out": task.left_out,
             "recipe": {"optimizer": "Adam", **asdict(recipe)}, "floor": {part: results.commonest(part) for part in results.judged},

@@ -121,10 +121,10 @@ def _fit(bench: Bench, given: Input, x: torch.Tensor, configuration: Configurati
         network = build(configuration.shape, x.shape[2], classes, x.shape[1]).to(bench.device)
         fitted = fit(network, train, val, bench.recipe, lr=configuration.lr, classes=classes, seed=key,
                      what=f"{configuration.network} configuration {configuration.number} on {given.name}")
-    judged = [name for name in ("val", *JUDGED) if name in parts]
+    predicted = {name: predict(fitted.network, x[slices[name]]).tolist() for name in ("val", *JUDGED) if name in parts}
     return Run(network=configuration.network, configuration=configuration.number, input=given.name, seed=seed,
                num_parameters=sum(p.numel() for p in network.parameters()), best_epoch=fitted.best_epoch, history=fitted.history,
-               seconds=round(time.perf_counter() - started, 3), predicted={name: predict(fitted.network, x[slices[name]]).tolist() for name in judged})
+               seconds=round(time.perf_counter() - started, 3), predicted=predicted)
 
 
 def _write(results: Results, corpus: SeriesCorpus, bench: Bench) -> Path:

@@ -33,7 +33,8 @@ def sheets(results: Results) -> dict[str, str]:
 
 
 def _figures(results: Results, part: str) -> list[str]:
-    head = ["network", "input", "accuracy, mean ± sd", "macro F1, mean ± sd", "accuracy of the one chosen on val", "wins over raw", "gain over raw, median"]
+    head = ["network", "input", "accuracy, mean ± sd", "macro F1, mean ± sd", "accuracy of the one chosen on val", "wins over raw",
+            "gain over raw, median"]
     rows = []
     for network in results.configurations:
         accuracy, f1 = (results.figure(network, part, figure) for figure in ("accuracy", "f1_macro"))
@@ -65,15 +66,16 @@ def _median(x: np.ndarray) -> str:
 def _notes(results: Results, described: dict[str, Any]) -> list[str]:
     setting, parts = results.setting, described["parts"]
     sizes = ", ".join(f"{name} {part['rows']} rows of {part['fields']} fields" for name, part in parts.items())
-    said = [f"Figures in per cent. {setting.configs} configurations a network, the same for every input; {setting.seeds} fit(s) of each; mean ± standard deviation "
-            f"over configurations. [95 % interval]: {setting.num_draws:,} draws of whole fields. Wins leave out ties; (won:lost).",
+    said = [f"Figures in per cent. {setting.configs} configurations a network, the same for every input; {setting.seeds} fit(s) of each; mean ± "
+            f"standard deviation over configurations. [95 % interval]: {setting.num_draws:,} draws of whole fields. Wins leave out ties; (won:lost).",
             f"{sizes}; {len(results.task.names)} classes. Split by {setting.split}; a field is "
             + (f"what has one value of index column {results.task.field}." if results.task.field else "a row, as the corpus has no column of fields."),
             "Always the commonest class of train: " + ", ".join(f"{100 * value:.1f} on {part}" for part, value in described["floor"].items()) + "."]
     if setting.shrink > 1:
         said.append(f"Reduced setting: the widths of the paper's spaces are divided by {setting.shrink}.")
     if rare := results.task.left_out["rows_of_rare_classes"]:
-        said.append(f"Left out, classes of fewer than {setting.min_fields} fields: " + ", ".join(f"{name} {count}" for name, count in rare.items()) + ".")
+        counts = ", ".join(f"{name} {count}" for name, count in rare.items())
+        said.append(f"Left out, rows of classes of fewer than {setting.min_fields} fields: {counts}.")
     if shared := results.task.left_out["rows_of_fields_that_are_also_elsewhere"]:
         said.append(f"Left out of task 1, rows of fields that are also elsewhere: {shared}.")
     for given in results.inputs:
@@ -84,7 +86,7 @@ def _notes(results: Results, described: dict[str, Any]) -> list[str]:
         said.append("Split by fields: neighbouring fields lie on both sides, so the figures are higher than for places never seen (split=block).")
     fewest = min(parts[part]["fields"] for part in results.judged)
     if fewest < 200:
-        said.append(f"{fewest} judged fields are few: a difference of {100 / fewest:.1f} points is one field, and configurations are judged on the same ones.")
+        said.append(f"{fewest} judged fields are few: {100 / fewest:.1f} points are one field, and all configurations are judged on the same ones.")
     return [line for text in said for line in (text, "")][:-1]
 
 
