@@ -176,7 +176,9 @@ def _read(corpus: SeriesCorpus, sensor: str, rows: np.ndarray, home: torch.devic
     """The sensor's rows in memory of `home`."""
     array = corpus.values[sensor]
     step, nodata = (array.shards or array.chunks)[0], array.attrs["nodata"]
-    out = torch.empty((len(rows), *array.shape[1:]), dtype=getattr(torch, str(array.dtype)), device=home)
+    out = torch.from_numpy(np.empty((len(rows), *array.shape[1:]), array.dtype))  # NumPy asks for huge pages: random rows take 0.6 of the time
+    if home.type == "cuda":
+        out = torch.empty_like(out, device=home)
 
     def read(start: int) -> bool:
         first, last = np.searchsorted(rows, (start, start + step))
