@@ -97,6 +97,7 @@ def test_a_second_call_reads_its_rows_and_a_changed_one_does_not(
     assert command(*argv) == 0 and len(calls) == 1
     first = (tmp_path / "results.json").read_bytes()
     assert command(*argv) == 0 and len(calls) == 1 and (tmp_path / "results.json").read_bytes() == first
+    assert command(*argv, "--set", "num_draws=7") == 0 and len(calls) == 1 and (tmp_path / "results.json").read_bytes() != first
     assert command(*argv, "--seed", 1) == 0 and len(calls) == 2
 
 

@@ -22,6 +22,8 @@ from dsengine.evaluate.bootstrap import Interval, of_counts, of_scores
 
 FIGURES = {"iou_weighted": "weighted mean IoU", "miou": "mean IoU", "f1_weighted": "weighted F1", "f1_macro": "macro F1", "accuracy": "accuracy",
            "roc_auc": "ROC-AUC"}
+# Settings that decide which rows there are, how fast they come or how they are told, but no row.
+_FREE = {"num_draws", "floors", "label_fractions", "device", "batch_size", "bands", "probes"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +56,8 @@ class Book:
         self.class_figure = "iou" if figure == "iou_weighted" else "f1"
         self.rows: list[Row] = []
         self.header = {"evaluation": evaluation, **header, "classes": list(names), "versions": versions()}
+        setting = {key: value for key, value in header["setting"].items() if key not in _FREE}
+        self._fixed = {**self.header, "setting": setting}
         self._draws = {"num_draws": num_draws, "seed": seed}
         self._known: dict[int, list[Interval]] = {}  # by id of a row, which the book keeps
         try:
@@ -67,7 +71,7 @@ class Book:
 
     def row(self, key: dict[str, Any], make: Callable[[], Row]) -> Row:
         """The row of `key`: as it was kept, or made now and kept."""
-        path = self.out / "rows" / f"{digest({**key, 'header': self.header})[:24]}.npz"
+        path = self.out / "rows" / f"{digest({**key, 'header': self._fixed})[:24]}.npz"
         row = _load(path) if path.exists() else make()
         if not path.exists():
             _save(row, path)

@@ -24,7 +24,7 @@ from dsengine.evaluate.subjects import FLOORS
 from dsengine.evaluate.targets import chosen_label, of_patches
 
 KINDS = ("class", "classmap")
-_ROWS = 1024  # compared with the bank at once
+_ROWS = 256  # compared with the bank at once: with 100,000 rows 100 MB of cosines, and twice that of places
 
 
 @dataclass(frozen=True, kw_only=True)
