@@ -130,12 +130,12 @@ def test_assets_behind_a_url_are_read_as_the_files_are(tmp_path: Path, monkeypat
         for asset in content["assets"].values():
             asset["href"] = asset["href"].replace("./data", f"{held.root}/files")
         path.write_text(json.dumps(content))
-        optical = contract(S2_BANDS)
+        optical = contract(("B02", "B03", "B04", "B11"))
         scene, = find_scenes(path, optical)
         with opened(scene, -32768) as reader:
             for rows, columns in [(Span(0, 200), Span(0, 300)), (Span(90, 170), Span(33, 240)), (Span(0, 60), Span(250, 300))]:
-                np.testing.assert_array_equal(reader.read(rows, columns), expected(values)[:, rows.start:rows.stop, columns.start:columns.stop])
-        out, = dsengine.embed((Small(12).eval(), optical), path, tmp_path / "a.zarr", picture=True)
+                np.testing.assert_array_equal(reader.read(rows, columns), expected(values)[[1, 2, 3, 10], rows.start:rows.stop, columns.start:columns.stop])
+        out, = dsengine.embed((Small(4).eval(), optical), path, tmp_path / "a.zarr", picture=True)
         assert zarr.open_group(out)["embedding"].shape == (6, 25, 38) and (tmp_path / "a.png").exists()
         (tmp_path / "data" / "red.tif").unlink()
         with pytest.raises(RunError, match="red.tif.*404"):
