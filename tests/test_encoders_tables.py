@@ -181,3 +181,23 @@ def test_what_an_encoder_cannot_read_is_refused_with_what_it_reads() -> None:
         temporal(torch.zeros(2, 3, 8, 8))
     with pytest.raises(UsageError, match="encoder.dates=9: the series has 10 dates; legal: that many or more"):
         temporal(torch.zeros(2, 10, 3))
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("name, shape", [("resmlp", (64, 12)), ("temporal", (8, 144, 12))])
+def test_on_cuda_features_and_gradients_are_those_of_the_cpu(name: str, shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    x, found = torch.randn(shape), []
+    if name == "temporal":
+        x[0], x[1, 5:] = math.nan, math.nan
+    encoder = dsengine.build_encoder(name, 12)
+    set_groups(encoder, shape[0], shape[0])
+    for device in ("cpu", "cuda"):
+        encoder.to(device).zero_grad()
+        pooled = encoder(x.to(device)).pooled
+        pooled.square().mean().backward()
+        found.append([pooled.detach().cpu(), *(p.grad.cpu() for p in encoder.parameters())])
+    for cpu, cuda in zip(*found):
+        assert (cpu - cuda).abs().max() <= 1e-3 * cpu.abs().max() + 1e-7
+    with torch.autocast("cuda", torch.bfloat16):
+        assert (encoder(x.cuda().bfloat16()).pooled.cpu() - found[0][0]).abs().max() < 0.05 * found[0][0].abs().max()
