@@ -51,6 +51,8 @@ def test_the_reduced_grid_of_table_9_is_whole() -> None:
     ({"evaluations": {"linear": {"splitt": "block"}}}, ["evaluations.linear.splitt is not a setting", "split"]),
     ({"evaluations": {"linear": {"max_iter": "many"}}}, ["evaluations.linear.max_iter must be int", "many"]),
     ({"evaluations": {"linear": {"imagenet": "f"}}}, ["evaluations.linear.imagenet", "scene"]),
+    ({"evaluations": {"linear": {"figure": "acuracy"}}}, ["evaluations.linear.figure=acuracy", "accuracy"]),
+    ({"evaluations": {"crops": {"figure": "accuracy"}}}, ["evaluations.crops.figure", "leave it out"]),
     ({"evaluations": {"a/b": {"command": "linear"}}}, ["evaluations.a/b", "names folders"]),
     ({"corpus": {"synt": {}}}, ["corpus.synt is not a setting", "synth"]),
     ({"corpus": {"synth": {"pathces": 3}}}, ["corpus.synth.pathces", "patches"]),

@@ -166,6 +166,8 @@ def test_wins_are_counted_over_configurations_and_seeds() -> None:
     assert matrix.ties[0, 1] == 1 and matrix.gains["x"] == pytest.approx([20, 0, -20, 80])
     assert wins.to_csv(matrix) == "wins of the row,raw,x\nraw,,0.3333\nx,0.6667,\n"
     assert "| x | 0.67 | - | +10.0 |" in wins.to_markdown(matrix)
+    assert wins.to_latex(matrix) == "\n".join([r"\begin{tabular}{lrr}", r"\hline", r"wins of the row over & raw & x \\", r"\hline", r"raw & - & 0.33 \\",
+                                               r"x & 0.67 & - \\", r"\hline", r"\end{tabular}", ""])
 
 
 def test_study_json_is_json_and_has_all_numbers(tmp_path: Path) -> None:

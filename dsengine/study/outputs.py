@@ -19,6 +19,7 @@ from dsengine.study.spec import Study
 from dsengine.study.state import Outcome, replace
 
 FORMATS = {"csv": table.to_csv, "md": table.to_markdown, "tex": table.to_latex}
+WIN_FORMATS = {"csv": wins.to_csv, "md": wins.to_markdown, "tex": wins.to_latex}
 
 
 def write(study: Study, cells: Sequence[Cell], outcomes: Mapping[str, Outcome], folder: Path, *, wall_s: float) -> Path:
@@ -90,8 +91,8 @@ def _crops(judged: Judged, folder: Path) -> list[str]:
     for part in dict.fromkeys(of.part for of in every):
         of_part = [of for of in every if of.part == part]
         for of in of_part:
-            replace(folder / "tables" / f"{key}-wins-{of.network}-{part}.csv", wins.to_csv(of))
-            replace(folder / "tables" / f"{key}-wins-{of.network}-{part}.md", wins.to_markdown(of))
+            for suffix, spell in WIN_FORMATS.items():
+                replace(folder / "tables" / f"{key}-wins-{of.network}-{part}.{suffix}", spell(of))
             pages.append(wins.to_markdown(of))
         drawn = [figures.draw_wins(of_part, f"{title}, {part}", folder / "figures" / f"{key}-wins-{part}.png"),
                  figures.draw_gains(of_part, f"{title}, {part}", folder / "figures" / f"{key}-gains-{part}.png")]

@@ -118,7 +118,7 @@ def load(name: str | Path, *, variant: str | None = None, settings: Iterable[str
     Raises UsageError for a file that does not read and for every key and value that is not legal.
     """
     path = Path(name)
-    if not path.exists() and path.name == str(name):
+    if not path.is_file() and path.name == str(name):
         path = EXAMPLES / f"{path.name.removesuffix('.yaml')}.yaml"
         if not path.exists():
             raise UsageError(f"study {name}: no such file, and no study of that name ships; {nearest(str(name), examples())}")
@@ -257,6 +257,14 @@ def _override(given: dict[str, Any], where: str, known: dict[str, list]) -> Over
     return Override(**chosen, settings=configuration.merge(*nested))
 
 
+def _check_figure(where: str, command: str, figure: Any) -> None:
+    from dsengine.evaluate.book import FIGURES
+
+    if figure is not None and (command == "crops" or figure not in FIGURES):
+        legal = "win matrices are of accuracy; leave it out" if command == "crops" else nearest(str(figure), FIGURES)
+        raise UsageError(f"{where}.figure={figure}: is not legal; {legal}")
+
+
 def _evaluation(key: str, given: dict[str, Any], corpus: "str | Synth") -> Evaluation:
     _check_key(key, "evaluations")
     where, given = f"evaluations.{key}", dict(given)
@@ -264,6 +272,7 @@ def _evaluation(key: str, given: dict[str, Any], corpus: "str | Synth") -> Evalu
         ("command", key), ("title", key), ("corpus", None), ("figure", None), ("things", None), ("imagenet", None)))
     if command not in COMMANDS:
         raise UsageError(f"{where}.command={command}: is no evaluation; {nearest(str(command), COMMANDS)}")
+    _check_figure(where, command, figure)
     for name, value, of in (("things", things, "patches"), ("imagenet", imagenet, "scene")):
         if value is not None and command != of:
             raise UsageError(f"{where}.{name}: belongs to {of}, not to {command}")

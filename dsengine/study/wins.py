@@ -12,6 +12,7 @@ import numpy as np
 
 from dsengine.evaluate.crops.compare import wins
 from dsengine.study.results import Judged
+from dsengine.study.table import escape
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,14 @@ def to_markdown(matrix: Matrix) -> str:
         lines.append([name, *("-" if np.isnan(value) else f"{value:.2f}" for value in line), f"{np.median(gains):+.1f}" if gains else ""])
     body = ["| " + " | ".join(cell.replace("|", "/") for cell in line) + " |" for line in lines]
     return "\n".join([f"## {matrix.network}, {matrix.part}", "", *body, ""])
+
+
+def to_latex(matrix: Matrix) -> str:
+    """W as a `tabular`."""
+    lines = [["wins of the row over", *matrix.inputs]]
+    lines += [[name, *("-" if np.isnan(value) else f"{value:.2f}" for value in line)] for name, line in zip(matrix.inputs, matrix.share)]
+    body = [" & ".join(map(escape, line)) + r" \\" for line in lines]
+    return "\n".join([rf"\begin{{tabular}}{{l{'r' * len(matrix.inputs)}}}", r"\hline", body[0], r"\hline", *body[1:], r"\hline", r"\end{tabular}", ""])
 
 
 def _matrix(judged: Judged, network: str, part: str) -> Matrix:

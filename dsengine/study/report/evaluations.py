@@ -36,8 +36,8 @@ def section(evaluation: Evaluation) -> Html:
     return tag("section", None, *parts)
 
 
-def markdown_tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
-    """("table", rows) and ("text", [[line]]) of a Markdown text of headings, tables and paragraphs, in order."""
+def markdown_parts(text: str) -> Iterator[tuple[str, list[list[str]]]]:
+    """("table", rows), ("heading", [[text]]) and ("text", [[line]]) of a Markdown text, in order; its title and pictures are left out."""
     block: list[list[str]] = []
     for line in [*text.splitlines(), ""]:
         if line.lstrip().startswith("|"):
@@ -46,23 +46,35 @@ def markdown_tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
         if block:
             yield "table", [row for row in block if not all(re.fullmatch(r":?-{3,}:?", cell) for cell in row)]
             block = []
-        if line.strip():
+        if line.strip() and not line.startswith(("# ", "![")):
             yield ("heading" if line.startswith("#") else "text"), [[line.lstrip("#").strip()]]
 
 
 def _tables(text: str) -> list[Html]:
-    parts = []
-    for kind, rows in markdown_tables(text):
-        if kind == "text":
+    """Tables with captions: the line before one that ends in a colon, else the heading that it stands under, else what its first column says."""
+    parts: list[Html] = []
+    found = list(markdown_parts(text))
+    heading = ""
+    for k, (kind, rows) in enumerate(found):
+        if kind == "heading":
+            heading = rows[0][0]
+        elif kind == "text" and not (_announces(rows) and k + 1 < len(found) and found[k + 1][0] == "table"):
             parts.append(paragraph(rows[0][0], kind="note"))
         elif kind == "table" and rows:
-            numbers = [k for k in range(1, len(rows[0])) if all(_is_number(row[k]) for row in rows[1:] if k < len(row))]
-            parts.append(table([_plain(cell) for cell in rows[0]], [[_plain(cell) for cell in row] for row in rows[1:]], caption=_title_of(rows), numbers=numbers))
+            announced = found[k - 1][1][0][0].rstrip(":") if k and found[k - 1][0] == "text" and _announces(found[k - 1][1]) else ""
+            numbers = [n for n in range(1, len(rows[0])) if all(_is_number(row[n]) for row in rows[1:] if n < len(row))]
+            parts.append(table([_plain(cell) for cell in rows[0]], [[_plain(cell) for cell in row] for row in rows[1:]], numbers=numbers,
+                               caption=announced or heading or _title_of(rows)))
     return parts
 
 
+def _announces(rows: list[list[str]]) -> bool:
+    return rows[0][0].endswith(":")
+
+
 def _title_of(rows: list[list[str]]) -> str:
-    return "Figures on the test set, %" if rows[0][0] == "encoder" else f"{rows[0][0]} of each class, %"
+    first = rows[0][0]
+    return f"{first} of each class, %" if first in ("IoU", "F1", "Jaccard") else f"Figures by {first}, on the test set, %"
 
 
 def _is_number(text: str) -> bool:

@@ -116,8 +116,8 @@ def num_parameters(saved: checkpoint.Checkpoint) -> dict[str, int]:
 
 def _judged(evaluation: Evaluation) -> set[Path]:
     """Folders of the runs that it judged."""
-    rows = evaluation.results.get("rows")
-    about = [row.get("about") for row in rows if isinstance(row, dict)] if isinstance(rows, list) else []
+    lists = [found for key in ("rows", "inputs") if isinstance(found := evaluation.results.get(key), list)]
+    about = [row.get("about") for found in lists for row in found if isinstance(row, dict)]
     return {Path(str(one["path"])).resolve() for one in about if isinstance(one, dict) and "path" in one}
 
 
