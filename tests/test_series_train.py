@@ -90,6 +90,7 @@ def test_a_mistake_is_refused_in_one_line(corpora: dict[str, Path], tmp_path: Pa
     code = cli.main(["train", "--corpus", str(corpora[kind]), "--out", str(tmp_path / "run"), "--gpus", "0", *extra])
     err = capsys.readouterr().err.strip().splitlines()[-1]
     assert code == 2 and all(word in err for word in words), err
+    assert not (tmp_path / "run").exists()  # nothing is written before all is known to fit
 
 
 def test_methods_of_tables_bring_corpus_and_encoder_of_their_own(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch,

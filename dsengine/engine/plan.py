@@ -58,12 +58,22 @@ def _crop(size: int | None, corpus: Corpus | SeriesCorpus) -> int | None:
 
 
 def _check_encoders(config: RunConfig, corpus: Corpus | SeriesCorpus) -> None:
-    """UsageError for an encoder that does not take what the corpus holds."""
-    for key in methods.inputs(config.method, config.method_config):
-        name, _ = config.encoder_of(key)
+    """UsageError for an encoder that does not take what the corpus holds, or series as long as it holds them."""
+    for key, view in methods.inputs(config.method, config.method_config).items():
+        name, settings = config.encoder_of(key)
         if _takes(name) != corpus.kind:
             legal = [other for other in plugin.names("dsengine.encoders") if _takes(other) == corpus.kind]
             raise UsageError(f"encoder {name} takes {_takes(name)}, and {corpus.path} holds {corpus.kind}; legal: {', '.join(legal)}")
+        longest = _longest(corpus, view.sensor)
+        if getattr(settings, "dates", longest) < longest:
+            raise UsageError(f"encoder.dates={settings.dates}: the series has {longest} dates; legal: that many or more")
+
+
+def _longest(corpus: Corpus | SeriesCorpus, sensor: str | None) -> int:
+    """Dates of the corpus's series of `sensor`, or of any sensor; 0 where there are none."""
+    if corpus.kind != "series":
+        return 0
+    return max((values.shape[1] for name, values in corpus.values.items() if sensor in (None, name)), default=0)
 
 
 def _takes(encoder: str) -> str:
