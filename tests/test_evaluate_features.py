@@ -155,6 +155,12 @@ def test_floors_are_what_they_say(corpus: Corpus, subject: Subject) -> None:
     assert names == ["run", "again", "image statistics", "untrained resnet18"]  # a floor is there once
 
 
+def test_a_row_is_named_by_its_run_or_by_what_stands_before_it(corpus: Corpus, tmp_path: Path) -> None:
+    run = untrained_run(tmp_path / "lr=1", corpus.path)
+    assert pretrained(str(run)).name == "lr=1" and pretrained(f"mine={run}").name == "mine" and pretrained(f"mine={run}/checkpoints/step-00000003").about["step"] == 3
+    assert pretrained(str(run)).digest() == pretrained(f"mine={run}").digest() and pretrained(str(run)).about["method"] == {"name": "csf"}
+
+
 def test_one_band_repeated_is_the_encoder_of_three_equal_channels() -> None:
     encoder = dsengine.build_encoder("resnet18", 3).eval()
     x = torch.randn(2, 1, 32, 32)

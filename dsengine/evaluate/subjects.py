@@ -53,8 +53,8 @@ def pretrained(run: str, *, part: str | None = None) -> Subject:
     """The encoder of `run`: DIR or NAME=DIR, a run or checkpoint folder. part: which encoder, where it has several. UsageError as of `load_encoder`."""
     from dsengine.engine.checkpoint import latest, load_encoder, read
 
-    name, equals, folder = run.partition("=")
-    path = Path(folder if equals else run)
+    name, folder = run.split("=", 1) if "=" in run and not Path(run).exists() else (None, run)
+    path = Path(folder)
     checkpoint = read(path) if (path / "manifest.json").exists() else latest(path)[0]
     encoder, contract = load_encoder(path, None if checkpoint is not None and len(checkpoint.inputs or ()) == 1 else part)
     about = {"path": str(path), "encoder": encoder.recipe, "input": part}
@@ -62,7 +62,7 @@ def pretrained(run: str, *, part: str | None = None) -> Subject:
         config = checkpoint.config
         about |= {"checkpoint": checkpoint.path.name, "step": checkpoint.step, "method": config["method"], "pretrained_on": config["corpus"],
                   "seed": config["train"]["seed"]}
-    return Subject(name=name if equals else path.resolve().name, kind="pretrained", encoder=encoder, contract=contract, about=about)
+    return Subject(name=name or path.resolve().name, kind="pretrained", encoder=encoder, contract=contract, about=about)
 
 
 def untrained(recipe: dict[str, Any], contract: Contract, *, seed: int, channels: int | None = None) -> Subject:
