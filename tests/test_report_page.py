@@ -160,6 +160,17 @@ def test_an_evaluation_shows_its_tables_and_its_confusion_in_shares_of_the_truth
     assert "No confusion matrix" in _page(tmp_path / "e", out=tmp_path / "r.html").root.text
 
 
+def test_tables_of_an_evaluation_are_called_what_stands_before_them(run: Path, tmp_path: Path) -> None:
+    folder = _evaluation(run.parent / "crops", tmp_path)
+    (folder / "results.json").write_text(json.dumps({"evaluation": "crops", "inputs": [{"name": "mine", "about": {"path": str(run)}}]}))
+    (folder / "table.md").write_text("# crops\n\n## task 1\n\n| network | input | F1 |\n| --- | --- | --- |\n| lstm | raw | 61.2 ± 3.0 |\n\nWins over the column, lstm:\n\n"
+                                     "| | raw |\n| --- | --- |\n| raw | |\n\nOne thing to know: fields.\n\n![x](figures/x.png)\n")
+    section = _page(run, out=tmp_path / "r.html").section("Evaluations")
+    assert [table.all("caption")[0].text for table in section.all("table")] == ["task 1", "Wins over the column, lstm"]
+    assert "One thing to know: fields." in section.text and "figures/x.png" not in section.text and section.text.count("Wins over") == 1
+    assert [cell.attributes.get("class") for cell in section.all("table")[0].all("td")] == [None, "number"]
+
+
 def test_what_cannot_be_a_report_is_refused_in_one_line(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     (tmp_path / "mine.html").write_text("<p>years of work</p>")
     (tmp_path / "empty").mkdir()
