@@ -110,7 +110,7 @@ def test_a_real_network_on_real_imagery_has_no_seams(tmp_path: Path, sample_data
 
 
 def test_windows_half_overlap_and_their_weights_sum_to_one() -> None:
-    for count, window in [(40, 8), (41, 8), (8, 8), (9, 8), (3, 8), (13, 2), (100, 16)]:
+    for count, window in [(40, 8), (41, 8), (8, 8), (9, 8), (3, 8), (13, 2), (100, 16), (40, 7), (9, 3)]:
         windows = lattice(count, window)
         total = np.zeros(count)
         for w, weight in zip(windows, weights(windows, count), strict=True):
@@ -169,6 +169,11 @@ def test_blending_leaves_no_step_where_windows_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("window", [0, 8, 20, -16])
-def test_a_window_that_is_no_even_number_of_cells_is_refused(window: int) -> None:
-    with pytest.raises(UsageError, match="multiples of 16 px"):
+def test_a_window_of_no_whole_number_of_cells_or_of_one_is_refused(window: int) -> None:
+    with pytest.raises(UsageError, match="multiples of 8 px.* from 16 on"):
         choose_rule(as_model((Small(14), contract())), pooled=False, window=window)
+
+
+@pytest.mark.parametrize("patch, cells", [(64, 8), (120, 15), (60, 7), (8, 2), (1, 2)])
+def test_a_window_is_the_training_patch_in_whole_cells(patch: int, cells: int) -> None:
+    assert choose_rule(as_model((Looking(14), contract(patch_size=patch))), pooled=False, window=None).window == cells

@@ -66,9 +66,9 @@ def choose_rule(model: Model, *, pooled: bool, window: int | None) -> Rule:
     cells = measure(model.encoder, len(model.contract.bands))
     if window is None and cells.before is not None:
         return Rule("exact", cells, tile_side(cells))
-    side = patch // cells.stride * cells.stride if window is None else window
-    if side % (2 * cells.stride) or side < 2 * cells.stride:
-        raise UsageError(f"--window {side}: legal: multiples of {2 * cells.stride} px, two cells of this encoder")
+    side = max(2, patch // cells.stride) * cells.stride if window is None else window
+    if side % cells.stride or side < 2 * cells.stride:
+        raise UsageError(f"--window {side}: legal: multiples of {cells.stride} px, a cell of this encoder, from {2 * cells.stride} on")
     return Rule("blended", cells, side // cells.stride)
 
 

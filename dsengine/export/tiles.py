@@ -14,7 +14,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dsengine.errors import UsageError
 from dsengine.export.model import Cells
 
 
@@ -86,9 +85,7 @@ def pixels(span: Span, cells: Cells, count: int, side: int) -> Span:
 
 
 def lattice(count: int, window: int) -> list[Span]:
-    """Windows of `window` cells, half a window apart, over `count` cells; the last is pushed back to end with them."""
-    if window < 2:
-        raise UsageError(f"window: {window} cells are no window that can overlap; legal: at least 2")
+    """Windows of `window` cells (2 or more), half a window apart, over `count` cells; the last is pushed back to end with them."""
     if count <= window:
         return [Span(0, count)]
     step = window // 2
