@@ -52,10 +52,10 @@ DSE_INLINE bool header_is_legal(const uint8_t* in, int64_t bytes, const Tiling& 
 struct Segment {
   int64_t begin, end;
   bool legal;
-  DSE_INLINE Segment(const uint8_t* in, int64_t bytes, const Tiling& t, int64_t k, int64_t count) {
+  DSE_INLINE Segment(const uint8_t* in, int64_t bytes, int64_t k, int64_t count) {
     begin = pack32(in + kPackHeader + 4 * k);
     end = pack32(in + kPackHeader + 4 * k + 4);
-    legal = begin >= t.first_byte() && begin <= end && end <= bytes && count * kHeadBytes <= end - begin;
+    legal = begin <= end && end <= bytes && count * kHeadBytes <= end - begin;
   }
 };
 

@@ -13,8 +13,12 @@ using namespace dse;
 typedef bool (*Unpack)(const uint8_t* in, int64_t bytes, const Tiling& t, const Window& window, uint8_t* out);
 typedef int64_t (*Pack)(const void* in, const Tiling& t, const PackOptions& options, uint8_t* out);
 
-bool unpack_portable(const uint8_t* in, int64_t bytes, const Tiling& t, const Window& window, uint8_t* out) { return unpack_chunk<DSE_ISA_PORTABLE>(in, bytes, t, window, out); }
-DSE_AVX2 bool unpack_avx2(const uint8_t* in, int64_t bytes, const Tiling& t, const Window& window, uint8_t* out) { return unpack_chunk<DSE_ISA_AVX2>(in, bytes, t, window, out); }
+bool unpack_portable(const uint8_t* in, int64_t bytes, const Tiling& t, const Window& window, uint8_t* out) {
+  return unpack_chunk<DSE_ISA_PORTABLE>(in, bytes, t, window, out);
+}
+DSE_AVX2 bool unpack_avx2(const uint8_t* in, int64_t bytes, const Tiling& t, const Window& window, uint8_t* out) {
+  return unpack_chunk<DSE_ISA_AVX2>(in, bytes, t, window, out);
+}
 DSE_AVX512 bool unpack_avx512(const uint8_t* in, int64_t bytes, const Tiling& t, const Window& window, uint8_t* out) {
   return unpack_chunk<DSE_ISA_AVX512>(in, bytes, t, window, out);
 }

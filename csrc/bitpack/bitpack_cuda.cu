@@ -59,7 +59,8 @@ __device__ void finish_column(const dse::TileHead& head, const uint8_t* mask, in
 }
 
 // The part of a window in rows [top, top + rows) and columns [left, left + columns) of its plane, from shared memory.
-__device__ void store_part(const dse_bitpack_args& a, const dse::Window& w, uint8_t* out, int64_t top, int64_t left, int rows, int columns, const uint16_t* values) {
+__device__ void store_part(const dse_bitpack_args& a, const dse::Window& w, uint8_t* out, int64_t top, int64_t left, int rows, int columns,
+                           const uint16_t* values) {
   const int64_t skip = w.x - left;  // columns before the window
   const int first = skip > 0 ? (int)skip : 0, stop = w.x + w.width - left < columns ? (int)(w.x + w.width - left) : columns;
   uint8_t* corner = out + (top - w.y) * w.width * a.itemsize - skip * a.itemsize;  // of pixel (top, left), perhaps outside the window
@@ -92,9 +93,9 @@ __global__ void bitpack_kernel(dse_bitpack_args a, int64_t rows_of_tiles, int64_
   const int64_t row = w.y / dse::kTile + work.row, across = w.x / kSpan + work.across;
   if (row * dse::kTile >= w.y + w.height || across * kSpan >= w.x + w.width) return;
   const uint8_t* in = a.in + chunk.offset;
-  const int64_t left_tiles = t.tiles() - across * dse::kSegmentTiles, count = left_tiles < dse::kSegmentTiles ? left_tiles : (int64_t)dse::kSegmentTiles;
+  const int64_t to_end = t.tiles() - across * dse::kSegmentTiles, count = to_end < dse::kSegmentTiles ? to_end : (int64_t)dse::kSegmentTiles;
   if (!dse::header_is_legal(in, chunk.bytes, t)) return;
-  const dse::Segment segment(in, chunk.bytes, t, (work.plane * t.tile_rows() + row) * t.segments() + across, count);
+  const dse::Segment segment(in, chunk.bytes, (work.plane * t.tile_rows() + row) * t.segments() + across, count);
   if (!segment.legal) return;
 
   const int tile = threadIdx.x / 8, part = threadIdx.x % 8;  // part: a row of the tile, later a column

@@ -51,7 +51,8 @@ DSE_ALWAYS Eight unpack_row(const uint8_t* at, int32_t bits) {
   if (kIsa == DSE_ISA_AVX2) {
     const Four first = Four{lower, lower, lower, lower} >> shifts_at<Four>(kShifts[bits]) & mask;
     const Four second = Four{upper, upper, upper, upper} >> shifts_at<Four>(kShifts[bits] + 4) & mask;
-    return __builtin_shuffle((Eight)__builtin_convertvector(first, Small), (Eight)__builtin_convertvector(second, Small), Eight{0, 2, 4, 6, 8, 10, 12, 14});
+    const Small lanes[2] = {__builtin_convertvector(first, Small), __builtin_convertvector(second, Small)};
+    return __builtin_shuffle((Eight)lanes[0], (Eight)lanes[1], Eight{0, 2, 4, 6, 8, 10, 12, 14});
   }
   const Words words = {lower, lower, lower, lower, upper, upper, upper, upper};
   return __builtin_convertvector(words >> shifts_at<Words>(kShifts[bits]) & mask, Eight);
@@ -106,7 +107,8 @@ struct Target {
   Window window;
 
   // Pixels (y, x) to (y + rows, x + columns), whole in the window or in part.
-  DSE_INLINE void tile(const TileHead& head, const RowPlaces& places, const uint8_t* at, int64_t y, int64_t x, int32_t rows, int32_t columns, uint32_t nodata) const {
+  DSE_INLINE void tile(const TileHead& head, const RowPlaces& places, const uint8_t* at, int64_t y, int64_t x, int32_t rows, int32_t columns,
+                       uint32_t nodata) const {
     const int64_t top = y - window.y, left = x - window.x;
     const bool whole = top >= 0 && left >= 0 && top + rows <= window.height && left + kTile <= window.width;
     if (whole && columns == kTile) return unpack_tile<kIsa>(head, places, at, rows, columns, nodata, out + top * window.width + left, window.width);
@@ -120,7 +122,8 @@ struct Target {
 
 // Tiles from column `x` on of the segment at [at, end), kPackAhead readable after it; false where a tile leaves it or is none.
 template <int32_t kIsa, typename T>
-DSE_ALWAYS bool unpack_segment(const uint8_t* at, const uint8_t* end, const Tiling& t, int64_t y, int64_t x, int64_t count, uint32_t nodata, const Target<kIsa, T>& target) {
+DSE_ALWAYS bool unpack_segment(const uint8_t* at, const uint8_t* end, const Tiling& t, int64_t y, int64_t x, int64_t count, uint32_t nodata,
+                               const Target<kIsa, T>& target) {
   const int32_t rows = (int32_t)(t.height - y < kTile ? t.height - y : kTile);
   const uint8_t* tile = at + count * kHeadBytes;
   for (int64_t k = 0; k < count; ++k, x += kTile) {
@@ -146,7 +149,7 @@ DSE_ALWAYS bool unpack_window(const uint8_t* in, int64_t bytes, const Tiling& t,
     for (int64_t row = window.y / kTile; row * kTile < window.y + window.height; ++row) {
       for (int64_t j = window.x / span; j * span < window.x + window.width; ++j) {
         const int64_t left = t.tiles() - j * kSegmentTiles, count = left < kSegmentTiles ? left : kSegmentTiles;
-        const Segment segment(in, bytes, t, (plane * t.tile_rows() + row) * across + j, count);
+        const Segment segment(in, bytes, (plane * t.tile_rows() + row) * across + j, count);
         if (!segment.legal) return false;
         const uint8_t *begin = in + segment.begin, *end = in + segment.end;
         uint8_t room[kSegmentTiles * (kHeadBytes + kMostTileBytes) + kPackAhead];

@@ -71,7 +71,9 @@ struct Decode {
 };
 
 template <int32_t kIsa>
-DSE_ALWAYS bool decode_tiles(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) { return unpack_chunk<kIsa>(in, size, t, {0, 0, t.height, t.width}, out); }
+DSE_ALWAYS bool decode_tiles(const uint8_t* in, int64_t size, const Tiling& t, uint8_t* out) {
+  return unpack_chunk<kIsa>(in, size, t, {0, 0, t.height, t.width}, out);
+}
 
 bool frame_portable(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) { return decode_frame(in, size, out, want, scratch); }
 DSE_AVX2 bool frame_avx2(const uint8_t* in, int64_t size, uint8_t* out, int64_t want, uint8_t* scratch) { return decode_frame(in, size, out, want, scratch); }

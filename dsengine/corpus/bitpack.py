@@ -2,8 +2,9 @@
 
     {"name": "dsengine.bitpack", "configuration": {"tile": 8, "predictor": "none" | "lorenzo", "nodata": -32768 | null}}
 
-It replaces `bytes` (and the compressor); `crc32c` may follow. A chunk of shape (..., H, W) is planes of H x W pixels, the planes in C order; a chunk of one
-dimension is a plane of one row. Each plane is cut in tiles of 8 x 8 pixels, those at its right and lower edge perhaps smaller. Numbers are little-endian.
+It replaces `bytes` (and the compressor); `crc32c` may follow. A chunk of shape (..., H, W) is planes of H x W pixels, the planes in C order; a chunk of
+one dimension is a plane of one row. Each plane is cut in tiles of 8 x 8 pixels from its first row and column on, so that those at its right and
+lower edge may be smaller. Numbers are little-endian.
 
     chunk    header | offsets | segments
     header   20 bytes: "dsb1"; bytes a pixel (1 or 2), uint8; tile (8), uint8; nodata, uint16; planes, H, W, uint32 each
@@ -15,12 +16,13 @@ dimension is a plane of one row. Each plane is cut in tiles of 8 x 8 pixels, tho
              little-endian number: value c is its bits c w to (c + 1) w - 1
 
 A pixel is base + value in a tile that is not predicted. In a predicted one a value less 2^(w - 1) (less 0 where w = 0) is a residual, and a
-pixel is base + the sum of all residuals in its row and above, in its column and left of it: what is coded is the pixel less the one at its left,
-less the one above, plus the one above left (Ibarria et al. 2003, the Lorenzo predictor, here within a tile). All modulo 2^16; a pixel of one byte
+pixel is base + the sum of the residuals in rows up to and columns up to its own: what is coded is the pixel less the one at its left, less the
+one above, plus the one above left (Ibarria et al. 2003, the Lorenzo predictor, here within a tile). All modulo 2^16; a pixel of one byte
 is the lower byte. A masked pixel is nodata whatever its value says. An encoder is free in base, width, deltas and mask; ours takes the fewest bytes
 of the forms that the configuration allows, where `none` allows no predicted tiles.
 
-A tile without noise takes 5 bytes. A tile depends on no other, so a window is decoded from the segments that it touches: bytes [offset k, offset k + 1).
+A tile of one value takes 5 bytes. A tile depends on no other, so a window is decoded from the segments that it touches: bytes
+[offset k, offset k + 1) of the chunk.
 """
 
 import asyncio
@@ -54,7 +56,8 @@ class Args(ctypes.Structure):
     """dse_bitpack_args."""
 
     _fields_ = [("in_", c_void_p), ("out", c_void_p), ("chunks", c_void_p), ("in_bytes", c_int64), ("out_bytes", c_int64), ("num_chunks", c_int64),
-                ("planes", c_int64), ("height", c_int32), ("width", c_int32), ("itemsize", c_int32), ("window_height", c_int32), ("window_width", c_int32)]
+                ("planes", c_int64), ("height", c_int32), ("width", c_int32), ("itemsize", c_int32), ("window_height", c_int32),
+                ("window_width", c_int32)]
 
 
 def encode(x: np.ndarray, *, predictor: str, nodata: int | None = None) -> bytes:

@@ -9,7 +9,10 @@ BLOSC_HEADER_BYTES = 16
 
 
 def declared_bytes(codec: str, body: bytes | memoryview) -> int:
-    """Decoded size that a `blosc` or `zstd` frame or a `bitpack` chunk states; the length itself for "". ValueError when it is no frame, or states none."""
+    """Decoded size that a `blosc` or `zstd` frame or a `bitpack` chunk states; the length itself for "".
+
+    ValueError when it is no frame, or states none.
+    """
     if codec == "":
         return len(body)
     head = bytes(body[:bitpack.HEADER_BYTES])

@@ -12,7 +12,8 @@ from dsengine.corpus.bitpack import BitpackCodec
 from dsengine.corpus.storage import Storage, Url, storage_at
 from dsengine.errors import UsageError
 
-LEGAL = "legal: (1, C, H, W) int16 chunks, in shards or a file each, with codecs bytes(little) [, blosc | zstd] [, crc32c] or dsengine.bitpack [, crc32c]"
+LEGAL = "legal: (1, C, H, W) int16 chunks, in shards or a file each, with codecs bytes(little) [, blosc | zstd] [, crc32c] or " \
+        "dsengine.bitpack [, crc32c]"
 
 
 @dataclass(frozen=True, kw_only=True)

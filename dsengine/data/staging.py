@@ -4,7 +4,8 @@
     buffer:  chunks of each array | decoded patches that no GPU decoder takes | a piece of fill value | VOID | tables (see Staged)
 
 One copy brings the buffer to the device. There each group is one call of an inflater, `ops.unfilter_streams` takes its output and the
-streams stored raw in the buffer, `ops.bitpack_decode_into` the chunks that need no inflater, and every patch is in its place: `expand`. Everything here runs on the CPU with any inflater.
+streams stored raw in the buffer, `ops.bitpack_decode_into` the chunks that need no inflater, and every patch is in its place: `expand`.
+Everything here runs on the CPU with any inflater.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -263,7 +264,8 @@ def _finish(tables: frames.Tables, slab: Slab, at: int, *, shares: list[Share], 
     slab.array[blocks_at:streams_at] = tables.blocks.reshape(-1).view(np.uint8)
     slab.array[streams_at:packs_at] = streams.reshape(-1).view(np.uint8)
     slab.array[packs_at:stop] = rows.reshape(-1).view(np.uint8)
-    return Staged(stop, groups, at, blocks_at, len(tables.blocks), streams_at, len(streams), packs, int(tables.blocks[:, 1].max(initial=1)), arrays, out_bytes)
+    block_bytes = int(tables.blocks[:, 1].max(initial=1))
+    return Staged(stop, groups, at, blocks_at, len(tables.blocks), streams_at, len(streams), packs, block_bytes, arrays, out_bytes)
 
 
 def _packs(shares: list[Share], at: int) -> tuple[tuple[Pack, ...], np.ndarray]:

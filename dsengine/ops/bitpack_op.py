@@ -22,8 +22,8 @@ TARGET_COLUMNS = ("offset in the buffer", "bytes", "offset in the output", "firs
 def bitpack_decode(buffer: Tensor, chunks: Tensor, shape: Sequence[int], window: Sequence[int], dtype: torch.dtype) -> Tensor:
     """(K, C, h, w) `dtype`: of each chunk the window that it names, all planes; only tiles that the window touches are decoded.
 
-    buffer: (n,) uint8, contiguous, that holds the chunks without their crc32c. chunks: (K, 4) int64, columns WINDOW_COLUMNS. shape: (C, H, W) of every
-    chunk. window: (h, w) of every window; (H, W) at row and column 0 is the whole chunk. dtype: that of the chunks, 1 or 2 bytes of any sign.
+    buffer: (n,) uint8, contiguous, that holds the chunks without their crc32c. chunks: (K, 4) int64, columns WINDOW_COLUMNS. shape: (C, H, W) of
+    every chunk. window: (h, w) of every window; (H, W) at row and column 0 is the whole chunk. dtype: that of the chunks, 1 or 2 bytes of any sign.
     Raises UsageError; a chunk or window that leaves its buffer or chunk, or that is damaged, raises it on the CPU. On a GPU such a chunk's pixels are
     undefined, and no other's.
     """
@@ -56,7 +56,8 @@ def _(buffer: Tensor, chunks: Tensor, out: Tensor, shape: Sequence[int], window:
     _check_sizes(shape, window, dtype)
 
 
-def bitpack_arguments(buffer: Tensor, chunks: Tensor, out: Tensor, *, shape: Sequence[int], window: Sequence[int], itemsize: int) -> library.BitpackArgs:
+def bitpack_arguments(buffer: Tensor, chunks: Tensor, out: Tensor, *, shape: Sequence[int], window: Sequence[int],
+                      itemsize: int) -> library.BitpackArgs:
     """The arguments of the C call; they hold no reference to the tensors."""
     return library.BitpackArgs(
         in_=buffer.data_ptr(), out=out.data_ptr(), chunks=chunks.data_ptr(), in_bytes=buffer.numel(), out_bytes=out.numel(), num_chunks=len(chunks),

@@ -1,5 +1,6 @@
 // Damaged bitpack chunks through csrc/bitpack, every buffer a heap block of exactly the promised size: for the address sanitizer.
-// Argument: how many times to damage one. Chunks are made here, of random sizes, pixels and forms.
+// Arguments: how many chunks to damage, and how many of them to give to the CUDA source, run on the host by tests/cuda_on_host.
+// Chunks are made here, of random sizes, pixels and forms.
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -8,6 +9,11 @@
 
 #include "bitpack/pack.h"
 #include "bitpack/unpack.h"
+#include "cuda_runtime.h"
+
+alignas(16) long long dse_shared[kHostSharedBytes / sizeof(long long)];
+
+#include "bitpack/bitpack_cuda.cu"
 
 using namespace dse;
 
@@ -56,7 +62,7 @@ void damage(std::vector<uint8_t>& x, const Tiling& t) {
     x[at] = draw(2) ? telling[draw(8)] : (uint8_t)draw(256);
   }
   if (draw(3) == 0) x.resize(draw(x.size() + 1));
-  if (draw(8) == 0) x.resize(x.size() + draw(100), (uint8_t)draw(256));
+  if (draw(8) == 0) x.resize(x.size() + draw(draw(2) ? 100 : 5000), (uint8_t)draw(256));
   const uint32_t size = (uint32_t)x.size();
   if (draw(4) && (int64_t)x.size() >= t.first_byte()) memcpy(&x[t.first_byte() - 4], &size, 4);
 }
@@ -72,12 +78,23 @@ bool is_taken(const std::vector<uint8_t>& x, const Tiling& t, const Window& w, U
   return taken;
 }
 
+// A GPU reads whole words of 8 bytes, so that the input may end within one.
+bool is_run(const std::vector<uint8_t>& x, const Tiling& t, const Window& w) {
+  const int64_t bytes = t.planes * w.height * w.width * t.itemsize, chunk[5] = {0, (int64_t)x.size(), 0, w.y, w.x};
+  const auto in = exactly((x.size() + 7) / 8 * 8), out = exactly(bytes);
+  if (!x.empty()) memcpy(in.get(), x.data(), x.size());
+  const dse_bitpack_args args = {in.get(), out.get(), chunk, (int64_t)x.size(), bytes, 1, t.planes, (int32_t)t.height, (int32_t)t.width,
+                                 t.itemsize, (int32_t)w.height, (int32_t)w.width};
+  return dse_bitpack_cuda(&args, nullptr) == DSE_OK;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) return 2;
+  if (argc != 3) return 2;
   const bool wide = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-  long whole = 0, taken = 0, rounds = atol(argv[1]);
+  const long rounds = atol(argv[1]), on_device = atol(argv[2]);
+  long whole = 0, taken = 0, run = 0;
   for (long k = 0; k < rounds; ++k) {
     const Seed seed = seed_of();
     const Tiling& t = seed.tiling;
@@ -88,9 +105,11 @@ int main(int argc, char** argv) {
       bytes = seed.bytes;
       damage(bytes, t);
       const int64_t h = 1 + (int64_t)draw(t.height), w = 1 + (int64_t)draw(t.width);
-      taken += is_taken(bytes, t, {(int64_t)draw(t.height - h + 1), (int64_t)draw(t.width - w + 1), h, w}, unpack, nullptr);
+      const Window window = {(int64_t)draw(t.height - h + 1), (int64_t)draw(t.width - w + 1), h, w};
+      taken += is_taken(bytes, t, window, unpack, nullptr);
+      if (8 * k + many < on_device) run += is_run(bytes, t, window);
     }
   }
-  printf("%ld %ld\n", whole, taken);
+  printf("%ld %ld %ld\n", whole, taken, run);
   return 0;
 }
