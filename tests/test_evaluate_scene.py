@@ -15,6 +15,7 @@ import dsengine
 from dsengine.errors import UsageError
 from dsengine.evaluate import patches, scene
 from dsengine.evaluate.metrics import roc_auc
+from dsengine.evaluate.subjects import FLOORS, with_floors
 
 FAST = {"num_draws": 20, "epochs": 5, "probes": ("linear",), "label": "scene"}
 
@@ -66,6 +67,9 @@ def test_the_imagenet_row_is_the_files_network_on_a_band_three_times(ordered: Pa
     with torch.no_grad():
         torch.testing.assert_close(subject.encoder(x).pooled, expected.eval()(torch.cat((x, x, x), 1)).pooled)
     assert subject.takes_any and subject.channels == 1 and subject.name == "ImageNet"
+    floors = with_floors([subject], FLOORS, seed=0)[1:]
+    assert [floor.name for floor in floors] == ["image statistics", "untrained resnet50, band repeated", "random convolutions"]
+    assert all(floor.channels == 1 and floor.encoder(x).pooled.shape[0] == 2 for floor in floors)
 
 
 @pytest.fixture(scope="module")

@@ -76,10 +76,14 @@ def untrained(recipe: dict[str, Any], contract: Contract, *, seed: int, channels
 
 def twin(subject: Subject, *, seed: int) -> Subject:
     """The same encoder before any training. UsageError where nothing says how it was made."""
-    recipe = getattr(subject.encoder, "recipe", None)
+    inner = subject.encoder.encoder if isinstance(subject.encoder, Repeated) else subject.encoder
+    recipe = getattr(inner, "recipe", None)
     if recipe is None:
         raise UsageError(f"floors: nothing says how the encoder of {subject.name} was made, so it has no untrained twin; legal: other floors, or none")
-    return untrained(recipe, subject.contract, seed=seed, channels=subject.channels)
+    if inner is subject.encoder:
+        return untrained(recipe, subject.contract, seed=seed, channels=subject.channels)
+    fresh = untrained(recipe, subject.contract, seed=seed, channels=subject.encoder.times)
+    return replace(fresh, name=f"{fresh.name}, band repeated", encoder=Repeated(fresh.encoder, subject.encoder.times))
 
 
 def with_floors(subjects: list[Subject], names: tuple[str, ...], *, seed: int) -> list[Subject]:
@@ -151,7 +155,7 @@ class Repeated(nn.Module):
 
     def __init__(self, encoder: nn.Module, times: int = 3) -> None:
         super().__init__()
-        self.encoder, self.times, self.dim, self.recipe = encoder, times, encoder.dim, {"name": "repeated", "of": encoder.recipe}
+        self.encoder, self.times, self.dim, self.recipe = encoder, times, encoder.dim, {"repeated": encoder.recipe}
 
     def forward(self, x: Tensor) -> Features:
         """x (B, 1, H, W)."""
