@@ -32,7 +32,7 @@ def grid(study: Study, judged: Judged, results: Sequence[Result], about: str) ->
     heads = (("parameters, million", *(_millions(judged, results, encoder) for encoder in study.encoders)),)
     return Table(name=file_name(judged.evaluation.key, about), title=f"{judged.evaluation.title}: {_figure(judged)} on test, %{about}", corner="pretraining",
                  rows=_titles(study.methods), columns=_titles(study.encoders), entries=entries, heads=heads if results else (),
-                 notes=(_legend(study, entries), *_floors(judged, results)))
+                 notes=tuple(filter(None, (_legend(study, entries), *_floors(judged, results)))))
 
 
 def classes(study: Study, judged: Judged, results: Sequence[Result], about: str) -> Table:
@@ -118,7 +118,9 @@ def _figure(judged: Judged) -> str:
 
 
 def _legend(study: Study, entries: Sequence[Sequence[Entry]]) -> str:
-    return " ".join(["Bold: the best encoder of a pretraining. Underlined: the best pretraining of an encoder.", *_rest_of_legend(study, entries)])
+    marks = [*(["Bold: the best encoder of a pretraining."] if len(study.encoders) > 1 else []),
+             *(["Underlined: the best pretraining of an encoder."] if len(study.methods) > 1 else [])]
+    return " ".join([*marks, *_rest_of_legend(study, entries)])
 
 
 def _rest_of_legend(study: Study, entries: Sequence[Sequence[Entry]]) -> list[str]:
