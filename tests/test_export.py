@@ -1,6 +1,7 @@
 """Exported encoders: each form gives the features of the run's encoder and its contract, in other people's software too."""
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -186,3 +187,16 @@ def test_the_command_writes_a_new_folder_or_nothing(run: tuple[Path, nn.Module],
 def test_the_flags_do_not_grow(name: str, flags: set[str]) -> None:
     commands = next(a for a in cli.build_parser([])._actions if hasattr(a, "choices") and a.choices).choices
     assert set(commands[name].all_flags()) == flags
+
+
+def test_the_example_of_the_page_runs_as_it_is_printed(run: tuple[Path, nn.Module], exported: Path, checkout: Path, tmp_path: Path,
+                                                         monkeypatch: pytest.MonkeyPatch) -> None:
+    code = re.findall(r"```python\n(.*?)```", (checkout / "docs" / "embed.md").read_text(), flags=re.DOTALL)[0]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "first").symlink_to(run[0])
+    (tmp_path / "exported").symlink_to(exported)
+    write(tmp_path / "T32TMS" / "place.tif", numbers(96, 250, bands=BANDS), bands=BANDS)
+    found: dict = {}
+    exec(code.replace("(7.44, 46.95)", "(-106.17, 40.64)").replace('"T32TMS.zarr")', '"T32TMS.zarr", s2_offset="0")'), found)  # noqa: S102: our own page
+    assert len(found["similar"].id) == 5 and found["similar"].km.min() >= 1.0 and found["contract"] == contract(BANDS, 48)
