@@ -206,6 +206,16 @@ def test_resuming_with_another_setting_is_refused_by_name_and_more_epochs_are_no
     assert [r["step"] for r in read_metrics(run)][-1] == 3
 
 
+def test_a_run_saved_before_a_setting_existed_resumes_with_its_default_alone(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    saved = (run / "config.yaml").read_text()
+    assert "  nesterov: false\n" in saved
+    (run / "config.yaml").write_text(saved.replace("  nesterov: false\n", ""))
+    assert "train.nesterov=True" in _refused(capsys, "train", "--resume", "--out", run, "--set", "train.nesterov=true")
+    assert _run(capsys, "train", "--resume", "--out", run, "--set", "train.max_steps=3")[0] == 0
+
+
 @pytest.mark.parametrize("damage", ["truncate", "flip"])
 def test_a_damaged_chunk_ends_the_run_with_code_1_and_its_name(capsys: pytest.CaptureFixture, small_corpus: Path, tmp_path: Path, damage: str) -> None:
     corpus = tmp_path / "corpus"

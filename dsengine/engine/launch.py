@@ -61,7 +61,8 @@ def configure(settings: dict, *, resume: bool = False) -> RunConfig:
         raise UsageError(f"out={settings['out']}: holds no run to resume (no config.yaml)")
     saved = configuration.load_file(path)
     config = configuration.resolve(configuration.merge(saved, settings))
-    before, now = configuration.flatten(saved), configuration.flatten(configuration.dump(config))
+    # What the saved file does not name, because it is of an older version, had its default.
+    before, now = (configuration.flatten(configuration.dump(x)) for x in (configuration.resolve(saved), config))
     for key in now.keys() - _FREE:
         if before.get(key) != now[key]:
             raise UsageError(f"{key}={now[key]}: the run in {settings['out']} has {before.get(key)}, "
