@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -99,6 +99,7 @@ def test_values_that_are_not_finite_are_gaps(tmp_path: Path) -> None:
     assert line.count("M") == 2 and line.count("L") == 4 and "nan" not in page.source.partition("<pre>")[0].lower().replace("finance", "")
 
 
+@settings(deadline=None)
 @given(st.integers(0, 400), st.integers(1, 50), st.integers(0, 9))
 def test_thinning_keeps_the_mean_of_every_run_of_neighbours(count: int, most: int, seed: int) -> None:
     y = np.random.default_rng(seed).normal(size=count)
@@ -110,6 +111,7 @@ def test_thinning_keeps_the_mean_of_every_run_of_neighbours(count: int, most: in
     np.testing.assert_allclose(x, [np.mean(range(k, min(k + length, count))) for k in range(0, count, length)])
 
 
+@settings(deadline=None)
 @given(st.floats(-1e6, 1e6), st.floats(1e-4, 1e6), st.integers(2, 8))
 def test_ticks_lie_on_the_axis_rise_and_are_told_apart_in_print(low: float, span: float, about: int) -> None:
     scale = axes.scale_of(np.array([low, low + span]), start=0, end=100, about=about)
@@ -122,6 +124,7 @@ def test_ticks_lie_on_the_axis_rise_and_are_told_apart_in_print(low: float, span
         assert all(abs(_value(text) - tick) <= 0.02 * (ticks[1] - ticks[0]) for text, tick in zip(texts, ticks)), (ticks, texts)
 
 
+@settings(deadline=None)
 @given(st.floats(1e-12, 1e9), st.floats(1.001, 1e12))
 def test_a_logarithmic_axis_holds_its_values_and_has_ticks(low: float, factor: float) -> None:
     scale = axes.scale_of(np.array([low, low * factor]), start=0, end=100, log=True)

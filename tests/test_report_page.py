@@ -2,12 +2,15 @@
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -116,6 +119,28 @@ def test_damaged_files_are_named_and_the_rest_is_shown(run: Path, tmp_path: Path
     (run / "metrics.jsonl").write_text("[]\n3\n")
     (run / "config.yaml").write_text("a: [")
     assert "config.yaml: not readable YAML" in _page(run, out=tmp_path / "r.html").root.text
+
+
+_JSON = st.recursive(st.none() | st.booleans() | st.integers(-5, 10**30) | st.floats() | st.text(max_size=4),
+                     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(["path", "name", "step", "a"]), inner, max_size=3), max_leaves=6)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.dictionaries(st.sampled_from(["step", "epoch", "loss", "lr", "alarm", "data_wait", "feature_rank"]), _JSON),
+       st.dictionaries(st.sampled_from(["event", "time", "seconds", "versions", "machine", "ranks", "how", "resumed"]), _JSON),
+       st.dictionaries(st.sampled_from(["evaluation", "corpus", "split", "rows", "inputs"]), _JSON),
+       st.dictionaries(st.sampled_from(["corpus", "method", "encoder", "train"]), _JSON), st.dictionaries(st.sampled_from(
+           ["name", "classes", "confusion", "about", "probe"]), _JSON), st.text("|-#*:!a\n", max_size=30))
+def test_any_json_in_the_files_makes_a_page(tmp_path: Path, record: dict, note: dict, results: dict, config: dict, row: dict, text: str) -> None:
+    folder = tmp_path / "any"
+    shutil.rmtree(folder, ignore_errors=True)
+    run = make_run(folder / "run", records=[*made_records(2), {"step": 3, **record}])
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    (run / "history.jsonl").write_text(json.dumps({"event": "start", **note}) + "\n" + json.dumps({"event": "end", **note}) + "\n")
+    evaluation = _evaluation(run / "e", run)
+    (evaluation / "results.json").write_text(json.dumps({"rows": [row], **results}))
+    (evaluation / "table.md").write_text(text)
+    assert Page(write_report([run], out=folder / "r.html", samples=0)).all("h1")
 
 
 @pytest.mark.parametrize("how, words", [

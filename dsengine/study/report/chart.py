@@ -31,7 +31,8 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_label: str,
                named: bool = False) -> Html:
     """A <figure>. The y axis is logarithmic where positive values span more than two powers of ten.
 
-    zero: the y axis begins at 0. limit: where an alarm begins, as a dashed line. named: there is a legend even for one curve. Values that are not finite are gaps.
+    zero: the y axis begins at 0. limit: where an alarm begins, as a dashed line. named: there is a legend even for one curve.
+    Values that are not finite are gaps.
     """
     lines = [line for line in lines if len(line.x)]
     drawn = [(line, _parts(line)) for line in lines]
@@ -44,8 +45,8 @@ def line_chart(title: str, lines: Sequence[Line], *, x_label: str, y_label: str,
     if limit is not None:
         marks.insert(0, _rule("limit", _LEFT, float(y(np.array(limit))), WIDTH - _RIGHT))
     thin = max((parts[4] for _, parts in drawn), default=1)
-    notes = [note, "logarithmic" if log else "", f"each point is the mean of {thin} records, the band their range" if thin > 1 and len(lines) <= 2 else
-             f"each point is the mean of up to {thin} records" if thin > 1 else ""]
+    means = f"each point is the mean of {thin} records, the band their range" if len(lines) <= 2 else f"points are means of up to {thin} records"
+    notes = [note, "logarithmic" if log else "", means if thin > 1 else ""]
     described = ". ".join([f"{title}, {y_label} by {x_label}", *(_summary(line) for line in lines[:12])])
     return tag("figure", {"class": "chart"}, _caption(title, notes), _svg([frame(x, y, x_label=x_label, y_label=y_label), *marks], described),
                legend(lines) if named or len(lines) > 1 else None)

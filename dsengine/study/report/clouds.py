@@ -53,7 +53,10 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def map_colours(dense_NDhw: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(N, h, w, 3) colours in [0, 1] of dense maps: the three main directions of all their cells as unit vectors, 2nd to 98th percentile; and their shares."""
+    """(N, h, w, 3) colours in [0, 1] of dense maps: the three main directions of all their cells as unit vectors, 2nd to 98th percentile.
+
+    Returns the directions' shares of the variance too.
+    """
     n, d, h, w = dense_NDhw.shape
     found, shares = directions(unit(dense_NDhw.transpose(0, 2, 3, 1).reshape(-1, d)), 3)
     low, high = np.percentile(found, (2, 98), axis=0)
@@ -64,8 +67,8 @@ def _of_encoder(run: RunFolder, key: str, corpus: Corpus | SeriesCorpus, *, samp
     embedded = embed(run, key, corpus, samples=samples)
     chosen = colouring(corpus, embedded.rows, label)
     dim = embedded.pooled.shape[1]
-    said = (f"{len(embedded.rows):,} {corpus.kind} of {embedded.splits}, one vector of {dim:,} features each, scaled to length 1, of whole samples without augmentation; "
-            f"colours are the {chosen.name}.")
+    said = (f"{len(embedded.rows):,} {corpus.kind} of {embedded.splits}, one vector of {dim:,} features each, scaled to length 1, of whole samples "
+            f"without augmentation; colours are the {chosen.name}.")
     title = tag("h4", None, f"Encoder {key}") if several else None
     return join([title, paragraph(said, kind="note"), _clouds(embedded, chosen), _maps(embedded, corpus, label)])
 
@@ -126,8 +129,8 @@ def _maps(embedded: Embedded, corpus: Corpus | SeriesCorpus, label: str | None) 
     same = len(set(embedded.image_bands)) == 1
     bands = embedded.image_bands[0] if same else " ".join(embedded.image_bands)
     cell = corpus.patch_size * corpus.resolution_m / h
-    said = (f"{h} x {w} cells of {cell:g} m a patch; red, green and blue are the three main directions of all cells shown ({shares.sum():.0%} of their variance), "
-            "so like colours are like embeddings. ")
+    said = (f"{h} x {w} cells of {cell:g} m a patch; red, green and blue are the three main directions of all cells shown "
+            f"({shares.sum():.0%} of their variance), so like colours are like embeddings. ")
     said += f"Beside them {bands} as the encoder was shown it" + (f" and the label {truth[0]}." if truth else "; the corpus has no class map.")
     images = [_figure(corpus, int(row), bands, _stretch(embedded.images[k]), colours[k], None if truth is None else (truth[0], truth[1][k]))
               for k, row in enumerate(embedded.map_rows)]
@@ -138,7 +141,8 @@ def _maps(embedded: Embedded, corpus: Corpus | SeriesCorpus, label: str | None) 
 
 def _figure(corpus: Corpus, row: int, bands: str, image: np.ndarray, colours: np.ndarray, truth: tuple[str, np.ndarray] | None) -> Html:
     lon, lat = corpus.index.lon[row], corpus.index.lat[row]
-    place = f"{abs(lat):.3f}° {'S' if lat < 0 else 'N'}, {abs(lon):.3f}° {'W' if lon < 0 else 'E'}" if np.isfinite([lon, lat]).all() else "place unknown"
+    known = np.isfinite([lon, lat]).all()
+    place = f"{abs(lat):.3f}° {'S' if lat < 0 else 'N'}, {abs(lon):.3f}° {'W' if lon < 0 else 'E'}" if known else "place unknown"
     panels = [(bands, image, f"patch {row}, bands {bands}"), ("embedding", colours, f"patch {row}, embedding as colours")]
     if truth is not None:
         panels.append((truth[0], truth[1], f"patch {row}, label {truth[0]}"))

@@ -1,9 +1,11 @@
 """What an encoder makes of a corpus: vectors of some samples, maps of a few patches, and the label that colours them."""
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
 from dsengine.corpus import Corpus, SeriesCorpus
 from dsengine.corpus.colours import SPLITS as SPLIT_COLOURS
@@ -11,7 +13,7 @@ from dsengine.corpus.colours import class_colours
 from dsengine.corpus.schema import SPLITS
 from dsengine.corpus.series import read_rows
 from dsengine.data.open import open_heldout
-from dsengine.data.sample import View
+from dsengine.data.sample import Batch, View
 from dsengine.engine import checkpoint
 from dsengine.errors import UsageError, nearest
 from dsengine.study.report.folders import RunFolder
@@ -56,27 +58,35 @@ def embed(run: RunFolder, key: str, corpus: Corpus | SeriesCorpus, *, samples: i
 
     Shown as in training but whole and without augmentation. UsageError where the corpus is not of the run's contract.
     """
-    corpus_contract = corpus.contract()
-    run.saved.contract.check(corpus_contract, what=f"corpus {corpus.path}")
+    run.saved.contract.check(corpus.contract(), what=f"corpus {corpus.path}")
     encoder, contract = checkpoint.load_encoder(run.saved.path, key)
     view = _view(corpus, contract.bands, (run.saved.inputs or {}).get(key), len(contract.bands))
     split = "val" if len(corpus.rows("val")) >= min(samples, _ENOUGH) else "all"
-    pooled, rows, dense, images = [], [], [], []
-    with open_heldout(corpus, (view,), _BATCH, split=split, limit=samples) as batches, torch.inference_mode():
-        total = min(samples, len(corpus.rows(split)))
-        wanted = set(np.unique(np.linspace(0, total - 1, min(NUM_MAPS, total)).astype(int)).tolist())
-        for batch in batches:
-            found = encoder(batch.views[0])
-            chosen = [k for k in range(len(batch.sample_id)) if len(rows) + k in wanted]
-            if found.dense is not None and chosen and batch.views[0].ndim == 4:
-                dense.append(found.dense[chosen].float().numpy())
-                images.append(batch.views[0][chosen].float().numpy())
-            pooled.append(found.pooled.float().numpy())
-            rows.extend(batch.sample_id.tolist())
-    at = [k for k in sorted(wanted) if k < len(rows)] if dense else []
-    names = _names(view, contract)
-    shown, bands = _three(np.concatenate(images), names) if images else (None, ())
-    return Embedded(np.array(rows), "the val split" if split == "val" else "all splits", np.concatenate(pooled), np.array(rows)[at].astype(np.int64), np.concatenate(dense) if dense else None, shown, bands)
+    splits, total = "the val split" if split == "val" else "all splits", min(samples, len(corpus.rows(split)))
+    at = np.unique(np.linspace(0, total - 1, min(NUM_MAPS, total)).astype(int))  # of those that get a map
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with open_heldout(corpus, (view,), _BATCH, split=split, limit=samples, device=device) as batches:
+        rows, pooled, dense, images = _encoded(encoder.to(device), batches, at)
+    if dense is None:
+        return Embedded(rows, splits, pooled, rows[:0], None, None, ())
+    return Embedded(rows, splits, pooled, rows[at], dense, *_three(images, _names(view, contract)))
+
+
+@torch.inference_mode()
+def _encoded(encoder: nn.Module, batches: Iterable[Batch], at: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """Rows (N,), vectors (N, D), and of samples `at` maps (M, D, h, w) and input (M, C, H, W), None where there are no maps of images."""
+    rows, pooled, dense, images = [], [], [], []
+    done = 0
+    for batch in batches:
+        x, found = batch.views[0], encoder(batch.views[0])
+        chosen = torch.from_numpy(at[(at >= done) & (at < done + len(x))] - done).to(x.device)
+        if found.dense is not None and x.ndim == 4:
+            dense.append(found.dense[chosen].float().cpu().numpy())
+            images.append(x[chosen].float().cpu().numpy())
+        rows.append(batch.sample_id.cpu().numpy())
+        pooled.append(found.pooled.float().cpu().numpy())
+        done += len(x)
+    return np.concatenate(rows), np.concatenate(pooled), *(np.concatenate(maps) if maps else None for maps in (dense, images))
 
 
 def colouring(corpus: Corpus | SeriesCorpus, rows: np.ndarray, label: str | None) -> Colouring:
@@ -89,7 +99,8 @@ def colouring(corpus: Corpus | SeriesCorpus, rows: np.ndarray, label: str | None
     first = label or next((name for kind in ("class", "classmap") for name, array in usable.items() if array.attrs["kind"] == kind), None)
     if first is None:
         split = (corpus.index["split"] if isinstance(corpus, SeriesCorpus) else corpus.index.split)[rows]
-        return Colouring("split (the corpus has no label with one class a sample)", split.astype(int), list(SPLITS), [SPLIT_COLOURS[name] for name in SPLITS])
+        colours = [SPLIT_COLOURS[name] for name in SPLITS]
+        return Colouring("split (the corpus has no label with one class a sample)", split.astype(int), list(SPLITS), colours)
     array = corpus.labels[first]
     stored = read_rows(array, rows, corpus.path / "labels" / first)
     table = _table(array.attrs)

@@ -31,7 +31,8 @@ def section(evaluation: Evaluation) -> Html:
     if matrices and len(rows) > _MOST_MATRICES:
         parts.append(paragraph(f"The confusion matrices of {len(rows) - _MOST_MATRICES} more rows are in {evaluation.path}.", kind="note"))
     figures = [path for path in evaluation.figures if not path.name.startswith("confusion")]
-    drawn = [picture(path, _caption(path.stem), alt=f"{title}: {_caption(path.stem)}; its numbers are in the tables above") for path in figures[:_MOST_FIGURES]]
+    drawn = [picture(path, _caption(path.stem), alt=f"{title}: {_caption(path.stem)}; its numbers are in the tables above")
+             for path in figures[:_MOST_FIGURES]]
     parts.append(tag("div", {"class": "sheets"}, *drawn) if drawn else missing("No figures: the evaluation's folder figures/ is empty."))
     return tag("section", None, *parts)
 
@@ -112,7 +113,8 @@ def _matrix(row: dict[str, Any], name: str) -> Html | None:
     if counts.ndim != 2 or counts.shape != (len(classes), len(classes)) or not classes or len(classes) > _MOST_CLASSES:
         return None
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    head = tag("tr", None, tag("th", {"scope": "col", "class": "corner"}, "true \\ predicted"), *(tag("th", {"scope": "col"}, name) for name in classes))
+    columns = [tag("th", {"scope": "col"}, predicted) for predicted in classes]
+    head = tag("tr", None, tag("th", {"scope": "col", "class": "corner"}, "true \\ predicted"), *columns)
     lines = [tag("tr", None, tag("th", {"scope": "row"}, true), *(_cell(counts[y, x], shares[y, x], own=x == y) for x in range(len(classes))))
              for y, true in enumerate(classes)]
     whole = tag("table", {"class": "confusion"}, tag("caption", None, f"Confusion of {name}: share of the true class, % (rows sum to 100)"),
@@ -127,7 +129,8 @@ def _cell(count: float, share: float, *, own: bool) -> Html:
 
 def _names(rows: list[dict[str, Any]]) -> list[str]:
     """The name of each row, and the facts that tell it from others."""
-    told = [{key: value for key, value in row.items() if key not in ("name", "kind", "num_groups") and isinstance(value, (str, int, float))} for row in rows]
+    told = [{key: value for key, value in row.items() if key not in ("name", "kind", "num_groups") and isinstance(value, (str, int, float))}
+            for row in rows]
     varying = [key for key in dict.fromkeys(key for facts in told for key in facts) if len({str(facts.get(key)) for facts in told}) > 1]
     return [", ".join([str(row.get("name", "?")), *(f"{key.replace('_', ' ')} {facts[key]}" for key in varying if key in facts)])
             for row, facts in zip(rows, told)]
@@ -140,8 +143,8 @@ def _caption(stem: str) -> str:
 def overview(evaluations: list[Evaluation]) -> Html:
     """All evaluations, or why there are none."""
     if not evaluations:
-        return missing("No evaluation of these runs was found in or beside their folders; `dsengine evaluate linear --run DIR --corpus PATH --out DIR/linear` "
-                       "makes one, or name its folder: `dsengine report DIR OUT`.")
+        return missing("No evaluation of these runs was found in or beside their folders; `dsengine evaluate linear --run DIR --corpus PATH "
+                       "--out DIR/linear` makes one, or name its folder: `dsengine report DIR OUT`.")
     return join(section(evaluation) for evaluation in evaluations)
 
 

@@ -39,7 +39,7 @@ class RunFolder(NamedTuple):
 
     def values(self, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Steps and values of one entry of the records; what is no number is NaN."""
-        found = [(record["step"], record[name]) for record in self.records if name in record and "step" in record]
+        found = [(record["step"], record[name]) for record in self.records if name in record]
         steps, values = np.array([step for step, _ in found], float), [value for _, value in found]
         return steps, np.array([value if isinstance(value, (int, float)) and value is not True else np.nan for value in values], float)
 
@@ -131,10 +131,19 @@ def _text(path: Path, damage: list[str]) -> str:
 
 def _lines(read: Any, path: Path, damage: list[str]) -> list[dict[str, Any]]:
     try:
-        return [record for record in read(path) if isinstance(record, dict)]
+        found = read(path)
     except (OSError, ValueError) as error:
         damage.append(f"{'metrics' if read is read_metrics else 'history'}.jsonl: not readable ({error})")
         return []
+    whole = [record for record in found if isinstance(record, dict) and (read is read_history or _has_step(record))]
+    if len(whole) < len(found):
+        damage.append(f"{'metrics' if read is read_metrics else 'history'}.jsonl: {len(found) - len(whole)} lines are no records")
+    return whole
+
+
+def _has_step(record: dict[str, Any]) -> bool:
+    """With whole numbers where code counts with them."""
+    return all(type(record.get(key, 0)) is int for key in ("step", "epoch")) and "step" in record
 
 
 def ended(run: RunFolder) -> str:

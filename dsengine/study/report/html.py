@@ -40,7 +40,8 @@ def table(head: Sequence[Child], rows: Iterable[Sequence[Child]], *, caption: st
     """A table that scrolls by itself where it is wider than the page. The first cell of a row heads it; columns `numbers` are set to the right."""
     kind = lambda k: "number" if k in numbers else None  # noqa: E731
     top = tag("tr", None, *(tag("th", {"scope": "col", "class": kind(k)}, text) for k, text in enumerate(head)))
-    lines = [tag("tr", None, *(tag("td" if k else "th", {"class": kind(k), "scope": None if k else "row"}, text) for k, text in enumerate(row))) for row in rows]
+    lines = [tag("tr", None, *(tag("td" if k else "th", {"class": kind(k), "scope": None if k else "row"}, text) for k, text in enumerate(row)))
+             for row in rows]
     whole = tag("table", None, tag("caption", None, caption), tag("thead", None, top), tag("tbody", None, *lines))
     return tag("div", {"class": "scroll", "role": "region", "aria-label": caption, "tabindex": "0"}, whole)
 

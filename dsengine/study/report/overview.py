@@ -16,9 +16,9 @@ _HEAD = ("run", "method", "encoder", "seed", "steps", "samples seen", "loss", "h
 _SAME_EVERYWHERE = ("out",)
 
 
-def find_corpus(path: str | None) -> Corpus | SeriesCorpus | str:
-    """The corpus, or why it cannot be opened."""
-    if path is None:
+def find_corpus(path: object) -> Corpus | SeriesCorpus | str:
+    """The corpus that a configuration names, or why it cannot be opened."""
+    if not isinstance(path, str):
         return "the configuration names no corpus"
     try:
         return open_corpus(path)
@@ -34,8 +34,8 @@ def summary(run: RunFolder, corpus: Corpus | SeriesCorpus | str) -> Html:
         ("Steps", _steps(run)), ("Samples seen", _seen(run)), ("Batch", _batch(run)),
         ("Loss, first to last", _from_to(run, "loss")), ("Held-out loss, first to last", _from_to(run, "heldout_loss")),
         ("Lowest held-out loss", f"{number(best[0])} at step {best[1]:,}" if best else "-"),
-        ("Throughput, median", _unit(typical(run, "samples_per_s"), "samples / s", 3)), ("Waiting for data, median", _share(run)), ("Time", took(run)),
-        ("Checkpoint", f"{run.saved.path.name}" if run.saved else "none that is whole")]
+        ("Throughput, median", _unit(typical(run, "samples_per_s"), "samples / s", 3)), ("Waiting for data, median", _share(run)),
+        ("Time", took(run)), ("Checkpoint", run.saved.path.name if run.saved else "none that is whole")]
     return facts(pairs)
 
 
@@ -45,9 +45,9 @@ def comparison(runs: Sequence[RunFolder]) -> Html:
     for k, run in enumerate(runs):
         best = lowest(run, "heldout_loss")
         name = tag("span", {"class": f"swatch c{k % NUM_SERIES}"}, run.name)
-        rows.append([name, run.setting("method", "name") or "-", run.setting("encoder", "name") or "-", _text(run.setting("train", "seed")), _steps(run), _seen(run),
-                     number(last(run, "loss")), number(last(run, "heldout_loss")), f"{number(best[0])} at {best[1]:,}" if best else "-",
-                     number(typical(run, "samples_per_s"), 3), _share(run), took(run)])
+        rows.append([name, run.setting("method", "name") or "-", run.setting("encoder", "name") or "-", _text(run.setting("train", "seed")),
+                     _steps(run), _seen(run), number(last(run, "loss")), number(last(run, "heldout_loss")),
+                     f"{number(best[0])} at {best[1]:,}" if best else "-", number(typical(run, "samples_per_s"), 3), _share(run), took(run)])
     return table(_HEAD, rows, caption="Runs: last values, medians of throughput and data wait", numbers=range(3, 11))
 
 
@@ -64,7 +64,8 @@ def differences(runs: Sequence[RunFolder]) -> Html:
 def configuration(run: RunFolder) -> Html:
     """The whole configuration, folded."""
     command = f"dsengine train --config {run.path.name}/config.yaml --out NEW"
-    return folded(f"Configuration of {run.name}", paragraph(join(["It can be run again: ", tag("code", None, command)]), kind="note"), tag("pre", None, run.config_text))
+    again = paragraph(join(["It can be run again: ", tag("code", None, command)]), kind="note")
+    return folded(f"Configuration of {run.name}", again, tag("pre", None, run.config_text))
 
 
 def surroundings(run: RunFolder) -> Html:
@@ -78,7 +79,8 @@ def surroundings(run: RunFolder) -> Html:
     if len(starts) > 1:
         pairs.append(("First started", starts[0].get("time")))
     ranks, gpus = start.get("ranks"), machine.get("gpus")
-    pairs += [("Ranks", f"{ranks} on {'GPU' if machine.get('device') == 'cuda' else 'CPU'}"), ("CPU", f"{machine.get('cpu')}, {machine.get('cores')} cores usable"),
+    pairs += [("Ranks", f"{ranks} on {'GPU' if machine.get('device') == 'cuda' else 'CPU'}"),
+              ("CPU", f"{machine.get('cpu')}, {machine.get('cores')} cores usable"),
               ("Memory", f"{machine.get('memory_gib')} GiB"), ("System", machine.get("system"))]
     if gpus:
         pairs.append(("GPUs", f"{len(gpus)}: {', '.join(sorted(set(map(str, gpus))))}"))
@@ -113,7 +115,8 @@ def _seen(run: RunFolder) -> str:
 
 
 def _batch(run: RunFolder) -> str:
-    return f"{_text(run.setting('train', 'batch_size'))}, norm over {_text(run.setting('train', 'bn_group'))}, {_text(run.setting('train', 'precision'))}"
+    size, group, precision = (_text(run.setting("train", key)) for key in ("batch_size", "bn_group", "precision"))
+    return f"{size}, norm over {group}, {precision}"
 
 
 def _from_to(run: RunFolder, name: str) -> str:

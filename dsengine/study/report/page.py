@@ -23,16 +23,19 @@ def page(runs: Sequence[RunFolder], found: Sequence[Evaluation], corpora: Sequen
     """The whole file. samples: of the embeddings, 0 leaves them out. short: no evaluations are looked for, and it says where they come from."""
     title = _title(runs, found)
     sections = [("runs", "What was run", _runs(runs, corpora)), ("curves", "Training", training.curves(runs))] if runs else []
-    sections += [(f"run-{k}", _heading(run, runs), _shown(run, corpus, samples=samples, label=label, short=short)) for k, (run, corpus) in enumerate(zip(runs, corpora), 1)]
+    sections += [(f"run-{k}", _heading(run, runs), _shown(run, corpus, samples=samples, label=label, short=short))
+                 for k, (run, corpus) in enumerate(zip(runs, corpora), 1)]
     if not short:
         sections.append(("evaluations", "Evaluations", evaluations.overview(list(found))))
     if runs:
         sections += [("settings", "Settings", join([overview.differences(runs) if len(runs) > 1 else None, *map(overview.configuration, runs)])),
                      ("machine", "Machine and versions", _machines(runs))]
-    links = tag("nav", {"aria-label": "sections"}, tag("ul", None, *(tag("li", None, tag("a", {"href": f"#{key}"}, name)) for key, name, _ in sections)))
-    parts = [tag("section", {"id": key, "aria-labelledby": f"{key}-title"}, tag("h2", {"id": f"{key}-title"}, name), content) for key, name, content in sections]
+    links = [tag("li", None, tag("a", {"href": f"#{key}"}, name)) for key, name, _ in sections]
+    parts = [tag("section", {"id": key, "aria-labelledby": f"{key}-title"}, tag("h2", {"id": f"{key}-title"}, name), content)
+             for key, name, content in sections]
     made = datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC")
-    head = tag("header", None, tag("h1", None, title), paragraph(_lead(runs, made), kind="lead"), links)
+    head = tag("header", None, tag("h1", None, title), paragraph(_lead(runs, made), kind="lead"),
+               tag("nav", {"aria-label": "sections"}, tag("ul", None, *links)))
     end = tag("footer", None, paragraph(f"Made by dsengine {dsengine.__version__} on {made}. The file needs nothing beside it and loads nothing."))
     return _document(title, join([head, tag("main", None, *parts), end]))
 
@@ -42,7 +45,8 @@ def _document(title: str, body: Html) -> str:
                for mode, theme in (("light", LIGHT), ("dark", DARK))]
     head = [tag("meta", {"charset": "utf-8"}), tag("meta", {"name": "generator", "content": GENERATOR}),
             tag("meta", {"http-equiv": "Content-Security-Policy", "content": _POLICY}),
-            tag("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}), tag("meta", {"name": "color-scheme", "content": "light dark"}),
+            tag("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
+            tag("meta", {"name": "color-scheme", "content": "light dark"}),
             *colours, tag("title", None, title), tag("style", None, Html(sheet()))]
     return f"<!doctype html>\n{tag('html', {'lang': 'en'}, tag('head', None, *head), tag('body', None, body))}\n"
 
@@ -57,7 +61,8 @@ def _lead(runs: Sequence[RunFolder], made: str) -> str:
     if len(runs) != 1:
         return f"Report of {made}"
     run = runs[0]
-    return f"{run.setting('method', 'name') or 'unknown method'}, {run.setting('encoder', 'name') or 'unknown encoder'} on {Path(str(run.setting('corpus') or '-')).name}"
+    method, encoder = (run.setting(key, "name") or f"unknown {key}" for key in ("method", "encoder"))
+    return f"{method}, {encoder} on {Path(str(run.setting('corpus') or '-')).name}"
 
 
 def _runs(runs: Sequence[RunFolder], corpora: Sequence[Corpus | SeriesCorpus | str]) -> Html:

@@ -23,7 +23,8 @@ def picture(path: Path, caption: Child, *, alt: str) -> Html:
                 content, (width, height), mime = _smaller(content, image)
     except (OSError, UnidentifiedImageError, Image.DecompressionBombError, KeyError) as error:
         return missing(f"{path.name}: not a readable picture ({' '.join(str(error).split())}).")
-    return figure(tag("img", {"src": data_uri(content, mime), "alt": alt, "width": width, "height": height, "loading": "lazy"}), caption, kind="picture")
+    shown = tag("img", {"src": data_uri(content, mime), "alt": alt, "width": width, "height": height, "loading": "lazy"})
+    return figure(shown, caption, kind="picture")
 
 
 def array_png(values_HWC: np.ndarray) -> str:

@@ -13,9 +13,11 @@ from dsengine.study.report.html import Html, join, missing, paragraph, tag
 
 STEP = "optimiser step"
 _KNOWN = {"step", "epoch", "loss", "heldout_loss", "lr", "samples_per_s", "data_wait", "ids_crc", "alarm"}
-_TERMS = {"feature_std": ("Spread of features", "std of unit features × √D, 1"), "feature_rank": ("Rank of features", "effective rank, dimensions"),
-          "error": ("Reconstruction error", "mean squared error, z-scores²"), "kl": ("KL divergence", "nats / value of the image"),
-          "active": ("Triplets with a loss", "share of the batch, 1")}
+_TERMS = {  # title and y label of what methods are known to log
+    "feature_std": ("Spread of features", "std of unit features × √D, 1"), "feature_rank": ("Rank of features", "effective rank, dimensions"),
+    "error": ("Reconstruction error", "mean squared error, z-scores²"), "kl": ("KL divergence", "nats / value of the image"),
+    "active": ("Triplets with a loss", "share of the batch, 1"),
+}
 _MOST_TERMS = 12
 
 
