@@ -58,7 +58,7 @@ def steps(corpus: SeriesCorpus, state: dict[str, int], world: int, *, count: int
     return found, states[0]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=10, deadline=None)
 @given(batch=st.sampled_from([4, 8, 12, 100]), worlds=st.permutations([1, 2, 4]), counts=st.tuples(*[st.integers(0, 4)] * 3), start=st.integers(0, 60))
 def test_any_stops_and_numbers_of_ranks_give_the_stream_of_one_uninterrupted_rank(corpus: SeriesCorpus, batch: int, worlds: list[int],
                                                                                   counts: tuple[int, ...], start: int) -> None:

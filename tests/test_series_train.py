@@ -46,7 +46,7 @@ def test_a_run_ends_with_losses_pictures_and_encoders_that_load(corpora: dict[st
         assert torch.isfinite(encoder(torch.randn(shape)).pooled).all()
 
 
-@pytest.mark.parametrize("kind, method", [("pixels", "scarf"), ("series", "simclr")])
+@pytest.mark.parametrize("kind, method", [("pixels", "scarf")])
 def test_a_run_on_two_processes_logs_the_losses_of_a_run_on_one(corpora: dict[str, Path], tmp_path: Path, kind: str, method: str) -> None:
     runs = []
     for procs in (1, 2):
