@@ -41,8 +41,10 @@ class Planted:
 
 def planted(out: Path, bands: tuple[str, ...] = ("B01", "B02", "B03", "B04"), *, scale: float = 1e-4) -> Path:
     """A corpus of `Planted` patches, its bands in the order given."""
-    labels = (LabelSpec(name="scene", kind="class", classes=CLASSES), LabelSpec(name="cover", kind="classmap", classes={0: "none", **CLASSES}, ignore=0),
-              LabelSpec(name="there", kind="class", classes={0: "without", 1: "with"}), LabelSpec(name="many", kind="multilabel", classes=dict(enumerate("abc"))))
+    labels = (LabelSpec(name="scene", kind="class", classes=CLASSES),
+              LabelSpec(name="cover", kind="classmap", classes={0: "none", **CLASSES}, ignore=0),
+              LabelSpec(name="there", kind="class", classes={0: "without", 1: "with"}),
+              LabelSpec(name="many", kind="multilabel", classes=dict(enumerate("abc"))))
     array = ArraySpec(name="s2", sensor="s2", bands=bands, units="reflectance", scale_factor=scale)
     layout = Layout(arrays=(array,), patch_size=SIZE, resolution_m=10.0, labels=labels)
     return build_corpus(out, Plan(layout=layout, num_patches=ROWS, cut=Planted(bands), made_by={"source": "test"}, seed=0))

@@ -155,7 +155,8 @@ def test_an_encoder_of_other_bands_is_refused_with_both_lists_or_shown_zeros(
     assert results(tmp_path / "out")["rows"][0]["protocol"]["bands"] == ["B02", "B03", "B04"]
 
 
-def test_a_corpus_of_other_units_or_of_series_is_refused(corpus: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    assert command("linear", "--run", run, "--corpus", tmp_path / "no", "--out", tmp_path / "out") == 2 and "is not a corpus" in capsys.readouterr().err
-    assert command("linear", "--run", tmp_path / "no", "--corpus", corpus, "--out", tmp_path / "out") == 2 and "no checkpoint" in capsys.readouterr().err
-    assert command("linear", "--run", run, run, "--corpus", corpus, "--out", tmp_path / "out") == 2 and "NAME=DIR" in capsys.readouterr().err
+def test_a_path_that_holds_no_corpus_or_run_and_two_rows_of_one_name_are_refused(corpus: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    for argv, words in (([run, "--corpus", tmp_path / "no"], "is not a corpus"), ([tmp_path / "no", "--corpus", corpus], "no checkpoint"),
+                        ([run, run, "--corpus", corpus], "NAME=DIR")):
+        assert command("linear", "--run", *argv, "--out", tmp_path / "out") == 2
+        assert words in capsys.readouterr().err

@@ -157,7 +157,8 @@ def test_floors_are_what_they_say(corpus: Corpus, subject: Subject) -> None:
 
 def test_a_row_is_named_by_its_run_or_by_what_stands_before_it(corpus: Corpus, tmp_path: Path) -> None:
     run = untrained_run(tmp_path / "lr=1", corpus.path)
-    assert pretrained(str(run)).name == "lr=1" and pretrained(f"mine={run}").name == "mine" and pretrained(f"mine={run}/checkpoints/step-00000003").about["step"] == 3
+    assert pretrained(str(run)).name == "lr=1" and pretrained(f"mine={run}").name == "mine"
+    assert pretrained(f"mine={run}/checkpoints/step-00000003").about["step"] == 3
     assert pretrained(str(run)).digest() == pretrained(f"mine={run}").digest() and pretrained(str(run)).about["method"] == {"name": "csf"}
 
 

@@ -53,7 +53,8 @@ def test_votes_by_similarity_are_sums_of_exponentials() -> None:
 def test_k_is_chosen_on_val_and_a_k_beyond_the_bank_asks_all() -> None:
     train, val, test = blobs(60)
     verdict = knn.vote(train, val, test.x, 5, setting=knn.Setting(k=(1, 5, 20, 1000)))
-    accuracy = {k: (KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(train.x, train.y).predict(val.x) == val.y).mean() for k in (1, 5, 20, 60)}
+    models = {k: KNeighborsClassifier(k, metric="cosine", algorithm="brute").fit(train.x, train.y) for k in (1, 5, 20, 60)}
+    accuracy = {k: (model.predict(val.x) == val.y).mean() for k, model in models.items()}
     assert verdict.chosen["val_by_k"] == pytest.approx({str(k): v for k, v in accuracy.items()})
     assert verdict.chosen["k"] == max(accuracy, key=accuracy.get)
 
@@ -80,11 +81,12 @@ def test_the_linear_probe_scores_two_classes_and_survives_features_that_do_not_v
 
 def test_the_small_network_of_the_third_paper_learns_what_no_line_parts() -> None:
     rng = np.random.default_rng(0)
-    parts = [Part(x := rng.normal(size=(400, 6)).astype(np.float32), ((x[:, 0] * x[:, 1] > 0) + 2 * (x[:, 2] > 0)).astype(np.int64)) for _ in range(3)]
-    train, val, test = parts
+    images = [rng.normal(size=(400, 6)).astype(np.float32) for _ in range(3)]
+    train, val, test = (Part(x, ((x[:, 0] * x[:, 1] > 0) + 2 * (x[:, 2] > 0)).astype(np.int64)) for x in images)
     verdict = scene.fit(train, val, test.x, 4, epochs=60, batch=64)
     curve = verdict.chosen["val_by_epoch"]
-    assert f1_score(test.y, verdict.predicted, average="weighted") > 0.85 > 0.7 > f1_score(test.y, linear.fit(train, val, test.x, 4).predicted, average="weighted")
+    straight = linear.fit(train, val, test.x, 4).predicted
+    assert f1_score(test.y, verdict.predicted, average="weighted") > 0.85 > 0.7 > f1_score(test.y, straight, average="weighted")
     assert len(curve) == 60 and verdict.chosen["val_f1_weighted"] == max(curve) == curve[verdict.chosen["epoch"] - 1]
     again = scene.fit(train, val, test.x, 4, epochs=60, batch=64)
     np.testing.assert_array_equal(again.predicted, verdict.predicted)
@@ -134,7 +136,8 @@ def test_shares_of_labels_are_nested_and_hold_every_class() -> None:
         assert set(small) < set(large)
     assert shares[3].tolist() == rows.tolist() and [len(share) for share in shares] == [7, 51, 251, 500]
     assert all(set(classes[share - 1000]) == {0, 1, 2} for share in shares)
-    assert len(folds.some(rows, None, 0.001, seed=0)) == 2 and folds.some(rows, None, 0.3, seed=0).tolist() != folds.some(rows, None, 0.3, seed=1).tolist()
+    assert len(folds.some(rows, None, 0.001, seed=0)) == 2
+    assert folds.some(rows, None, 0.3, seed=0).tolist() != folds.some(rows, None, 0.3, seed=1).tolist()
     with pytest.raises(UsageError, match="label_fraction"):
         folds.some(rows, None, 1.5, seed=0)
 

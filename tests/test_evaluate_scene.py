@@ -47,7 +47,8 @@ def test_encoders_of_all_bands_are_judged_with_all_or_with_the_others_at_zero(or
     run = untrained_run(tmp_path / "run", ordered)
     found = rows(scene.evaluate([str(run)], ordered, tmp_path / "all", scene.Setting(**FAST, floors=()), quiet=True))
     assert set(found) == {("run", "all")}
-    alone = scene.evaluate([str(run)], ordered, tmp_path / "alone", scene.Setting(**FAST, floors=("statistics",), by_band="all", bands=("B02", "B11")), quiet=True)
+    setting = scene.Setting(**FAST, floors=("statistics",), by_band="all", bands=("B02", "B11"))
+    alone = scene.evaluate([str(run)], ordered, tmp_path / "alone", setting, quiet=True)
     value = {key: row["figures"]["f1_weighted"]["value"] for key, row in rows(alone).items()}
     assert value["image statistics", "B02"] > 0.95 > 0.75 > value["image statistics", "B11"]
     single = untrained_run(tmp_path / "single", ordered, in_channels=1)
@@ -95,7 +96,8 @@ def test_points_inside_a_patch_make_it_one_with_and_the_auc_is_of_its_scores(cor
     assert row["figures"]["roc_auc"]["value"] == 1.0  # the planted level is in a band's mean
     stored = [np.load(path) for path in (tmp_path / "out" / "rows").glob("*.npz")]
     truths = [part["ranked"] for part in stored]
-    assert len(truths) == 2 and {round(roc_auc(*part[:2]), 12) for part in truths} == {round(r["figures"]["roc_auc"]["value"], 12) for r in found["rows"]}
+    said = {round(other["figures"]["roc_auc"]["value"], 12) for other in found["rows"]}
+    assert len(truths) == 2 and {round(roc_auc(*part[:2]), 12) for part in truths} == said
 
 
 def test_a_polygon_touches_the_patches_whose_pixels_it_covers(corpus: Path, tmp_path: Path) -> None:
@@ -103,7 +105,8 @@ def test_a_polygon_touches_the_patches_whose_pixels_it_covers(corpus: Path, tmp_
     features = [{"type": "Feature", "properties": {"kind": "mine"}, "geometry": {"type": "Polygon", "coordinates": [
         [[x[k] + a, y[k] - b] for a, b in ((20, 20), (70, 20), (70, 70), (20, 70), (20, 20))]]}} for k in range(0, 120, 3)]
     path = tmp_path / "mines.geojson"
-    path.write_text(json.dumps({"type": "FeatureCollection", "crs": {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32632"}}, "features": features}))
+    crs = {"type": "name", "properties": {"name": "urn:ogc:def:crs:EPSG::32632"}}
+    path.write_text(json.dumps({"type": "FeatureCollection", "crs": crs, "features": features}))
     out = patches.evaluate(["none"], corpus, tmp_path / "out", patches.Setting(num_draws=5, floors=()), things=f"vector:{path}", quiet=True)
     found = json.loads(out.read_text())
     assert found["patches_with"] == 40 and sum(map(sum, found["rows"][0]["confusion"])) == found["folds"][0]["test"]

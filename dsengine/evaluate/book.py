@@ -51,7 +51,8 @@ class Row:
 class Book:
     """Where rows go. UsageError when `out` cannot be written or holds another evaluation."""
 
-    def __init__(self, out: str | Path, *, evaluation: str, header: dict[str, Any], names: tuple[str, ...], figure: str, num_draws: int, seed: int) -> None:
+    def __init__(self, out: str | Path, *, evaluation: str, header: dict[str, Any], names: tuple[str, ...], figure: str, num_draws: int,
+                 seed: int) -> None:
         self.out, self.names, self.figure, self.evaluation, self.num_draws = Path(out), names, figure, evaluation, num_draws
         self.class_figure = "iou" if figure == "iou_weighted" else "f1"
         self.rows: list[Row] = []
@@ -120,7 +121,8 @@ class Book:
 
     def _described(self, row: Row) -> dict[str, Any]:
         found = metrics.per_class(row.counts.sum(0))
-        classes = {name: {"iou": _number(found.iou[c]), "f1": _number(found.f1[c]), "support": int(found.support[c]), f"{self.class_figure}_interval": interval.to_json()}
+        classes = {name: {"iou": _number(found.iou[c]), "f1": _number(found.f1[c]), "support": int(found.support[c]),
+                          f"{self.class_figure}_interval": interval.to_json()}
                    for c, (name, interval) in enumerate(zip(self.names, self.class_intervals(row)))}
         figures = {figure: self.interval(row, figure).to_json() for figure in row.figures}
         described = {"name": row.name, "kind": row.kind, **row.facts, "figures": figures, "num_groups": len(row.counts), "classes": classes,

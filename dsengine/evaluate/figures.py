@@ -153,8 +153,8 @@ def _sweep(book: Book, name: str, label: str, by: str) -> Path:
     for row in book.rows:
         for chosen in row.protocol["chosen"]:
             curve = chosen[f"val_by_{name}"]
-            (line,) = axes.plot([float(x) for x in curve], [np.nan if y is None else 100 * y for y in curve.values()], "o-", markersize=3, linewidth=1,
-                                label=title(row, varying(book.rows)) if chosen is row.protocol["chosen"][0] else None)
+            label_of = title(row, varying(book.rows)) if chosen is row.protocol["chosen"][0] else None
+            (line,) = axes.plot([float(x) for x in curve], [100 * y for y in curve.values()], "o-", markersize=3, linewidth=1, label=label_of)
             axes.plot(chosen[name], 100 * chosen[f"val_{by}"], "o", color=line.get_color(), markersize=8, markerfacecolor="none")
     _legend(figure, axes)
     axes.grid(alpha=0.3)

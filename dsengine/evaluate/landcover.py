@@ -91,13 +91,14 @@ def evaluate(runs: list[str], corpus: str | os.PathLike[str], out: str | os.Path
                 num_draws=setting.num_draws, seed=setting.seed)
     with Progress(quiet=quiet) as progress:
         task = Task(session, setting, label, names, folds, features_folder(book.out, features), progress, book.out)
+        what = shown(session.subjects[0], session.corpus, size=setting.size, missing=setting.missing)  # of floors without an encoder
         for share in setting.label_fractions:
             for subject in session.subjects:
                 key = {"label_fraction": share, "encoder": subject.digest(), "name": subject.name, "seed": setting.seed}
                 book.row(key, lambda: _row(task, subject, share))
             for name in floors:
                 if name != "untrained":
-                    book.row({"label_fraction": share, "floor": name}, lambda: _floor_row(task, name, share))
+                    book.row({"label_fraction": share, "floor": name, "shown": what.to_json()}, lambda: _floor_row(task, what, name, share))
     figures.draw(book)
     figures.draw_learning(book)
     return book.finish(tables.markdown(book, figures=("iou_weighted", "miou", "f1_macro", "accuracy")))
@@ -121,12 +122,12 @@ def _row(task: Task, subject: Subject, share: float) -> Row:
                        "val_iou_weighted": best["val_iou_weighted"], "history": history})
         if fold is task.folds[0]:
             _draw_maps(task, model, test(), _images(task, what, fold.test), what, f"maps-{figures.plain(subject.name)}-{share:g}.png")
-    return _as_row(task, subject.name, subject.kind, subject.about, share, np.array(found), {**_protocol(setting), "size": what.size, "bands": what.bands}, chosen)
+    protocol = {**_protocol(setting), "size": what.size, "bands": what.bands}
+    return _as_row(task, subject.name, subject.kind, subject.about, share, np.array(found), protocol, chosen)
 
 
-def _floor_row(task: Task, name: str, share: float) -> Row:
-    subject, setting = task.session.subjects[0], task.setting
-    what, found, chosen = shown(subject, task.session.corpus, size=setting.size, missing=setting.missing), [], []
+def _floor_row(task: Task, what: Shown, name: str, share: float) -> Row:
+    setting, found, chosen = task.setting, [], []
     for fold in task.folds:
         train = some(fold.train, None, share, seed=setting.seed)
         read = lambda rows: _images(task, what, rows)  # noqa: E731
@@ -152,8 +153,8 @@ def _tuned(task: Task, subject: Subject, what: Shown, fold: Fold, train: np.ndar
     crop = replace(what, size=min(what.size, default_crop(corpus.patch_size)) if setting.crop is None else setting.crop)
     plan = plan_of(corpus, crop, train, batch_size=setting.train_batch, device=task.session.device, label=task.label, seed=setting.seed,
                    augment=Augment(dihedral=setting.dihedral))
-    data = Data(lambda: ((arranged(batch.views[0], what), batch.label) for batch in endless(plan)), order.steps_per_epoch(len(train), plan.global_batch),
-                lambda: _images(task, what, fold.val))
+    data = Data(lambda: ((arranged(batch.views[0], what), batch.label) for batch in endless(plan)),
+                order.steps_per_epoch(len(train), plan.global_batch), lambda: _images(task, what, fold.val))
     model = Segmenter(copy.deepcopy(subject.encoder), subject.encoder.dim, setting.channels or len(task.names), seed=setting.seed)
     return data, lambda: _images(task, what, fold.test), model
 

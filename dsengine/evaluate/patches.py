@@ -70,7 +70,8 @@ def _labelled(corpus: Corpus, setting: Setting) -> Targets:
     label = chosen_label(corpus, setting.label, kinds=("class",), task="patches")
     found = of_patches(corpus, label, size=setting.size or corpus.patch_size, where=setting.where)
     if len(found.names) != 2:
-        raise UsageError(f"label={label}: {len(found.names)} classes ({', '.join(found.names)}); legal for patches: a label of two, or things=KIND:PATH")
+        raise UsageError(f"label={label}: {len(found.names)} classes ({', '.join(found.names)}); legal for patches: a label of two, "
+                         "or things=KIND:PATH")
     return found
 
 
@@ -90,8 +91,8 @@ def _drawn(corpus: Corpus, things: str, setting: Setting) -> Targets:
         values = ((values != labeller.spec.ignore) & (values != 0)).any((1, 2))
     classes = (values.reshape(len(rows), -1) > 0).any(1).astype(np.int64)
     if classes.all() or not classes.any():
-        raise UsageError(f"things={things}: {'every' if len(classes) and classes.all() else 'no'} patch of {corpus.path} holds one; legal: a file with "
-                         "some inside and some outside of the patches")
+        raise UsageError(f"things={things}: {'every' if len(classes) and classes.all() else 'no'} patch of {corpus.path} holds one; "
+                         "legal: a file with some inside and some outside of the patches")
     return Targets("things", rows, classes, ("without", "with"), "a point inside" if requests[0].kind == "points" else "a pixel of a shape")
 
 

@@ -93,7 +93,8 @@ def _row(subject: Subject, bench: Bench, file: FeatureFile, probe: Probe, *, fac
     counts = grouped(np.concatenate(truths), np.concatenate([verdict.predicted for verdict in found]), groups, num_classes)
     scored = [verdict.score for verdict in found]
     ranked = None if any(part is None for part in scored) else np.stack([np.concatenate(truths), np.concatenate(scored), groups]).astype(np.float64)
-    return Row(name=subject.name, kind=subject.kind, about=subject.about, facts=facts, protocol={**protocol, "chosen": chosen}, counts=counts, ranked=ranked)
+    return Row(name=subject.name, kind=subject.kind, about=subject.about, facts=facts, protocol={**protocol, "chosen": chosen},
+               counts=counts, ranked=ranked)
 
 
 def grouped(truth: np.ndarray, predicted: np.ndarray, groups: np.ndarray, num_classes: int) -> np.ndarray:

@@ -86,7 +86,8 @@ def evaluate(runs: list[str], corpus: str | os.PathLike[str], out: str | os.Path
              "linear": partial(linear.fit, strengths=setting.strengths, max_iter=setting.max_iter)}
     probes = {name: known[name] for name in setting.probes}
     protocol = {"features": "pooled, frozen, standardised", "mlp": f"D-{setting.hidden}-ReLU-K, cross entropy, Adam {setting.lr:g}, batch "
-                f"{setting.probe_batch}, {setting.epochs} epochs, the best on val by weighted F1", "linear": "logistic regression, L-BFGS, C by val accuracy"}
+                f"{setting.probe_batch}, {setting.epochs} epochs, the best on val by weighted F1",
+                "linear": "logistic regression, L-BFGS, C by val accuracy"}
     with Progress(quiet=quiet) as progress:
         bench = Bench(session, targets, folds, setting, features_folder(book.out, features), progress)
         if whole:
@@ -163,7 +164,8 @@ def imagenet_subject(path: str | os.PathLike[str], contract: Contract) -> Subjec
 
     encoder = build_encoder("resnet50", 3)
     said = load_public(encoder, path, ("B04", "B03", "B02"))
-    return Subject(name="ImageNet", kind="pretrained", encoder=Repeated(encoder.eval()), contract=contract, about={"weights": str(path), "said": said})
+    return Subject(name="ImageNet", kind="pretrained", encoder=Repeated(encoder.eval()), contract=contract,
+                   about={"weights": str(path), "said": said})
 
 
 def _bands(session: Session, setting: Setting) -> tuple[str, ...]:

@@ -61,8 +61,8 @@ def header(session: Session, setting: Common, label: str, folds: list[Fold]) -> 
     counts = [{"name": fold.name, "train": len(fold.train), "val": len(fold.val), "test": len(fold.test)} for fold in folds]
     far = leakage(corpus) if setting.split == "corpus" else None
     return {"corpus": {"path": str(corpus.path), "sha256": corpus_digest(corpus), "num_patches": len(corpus), "label": label},
-            "setting": asdict(setting), "split": described(corpus, split=setting.split, fractions=setting.fractions, seed=setting.seed), "folds": counts,
-            "distance": None if far is None else far.sentence()}
+            "setting": asdict(setting), "folds": counts,
+            "split": described(corpus, split=setting.split, fractions=setting.fractions, seed=setting.seed), "distance": None if far is None else far.sentence()}
 
 
 def features_folder(out: Path, folder: str | os.PathLike[str] | None) -> Path:

@@ -50,7 +50,7 @@ class Subject:
 
 
 def pretrained(run: str, *, part: str | None = None) -> Subject:
-    """The encoder of `run`: DIR or NAME=DIR, a run or checkpoint folder. part: which encoder, where it has several. UsageError as of `load_encoder`."""
+    """The encoder of `run`: DIR or NAME=DIR, a run or checkpoint folder. part: which, where it has several. UsageError as of `load_encoder`."""
     from dsengine.engine.checkpoint import latest, load_encoder, read
 
     name, folder = run.split("=", 1) if "=" in run and not Path(run).exists() else (None, run)
@@ -79,7 +79,8 @@ def twin(subject: Subject, *, seed: int) -> Subject:
     inner = subject.encoder.encoder if isinstance(subject.encoder, Repeated) else subject.encoder
     recipe = getattr(inner, "recipe", None)
     if recipe is None:
-        raise UsageError(f"floors: nothing says how the encoder of {subject.name} was made, so it has no untrained twin; legal: other floors, or none")
+        raise UsageError(f"floors: nothing says how the encoder of {subject.name} was made, so it has no untrained twin; "
+                         "legal: other floors, or none")
     if inner is subject.encoder:
         return untrained(recipe, subject.contract, seed=seed, channels=subject.channels)
     fresh = untrained(recipe, subject.contract, seed=seed, channels=subject.encoder.times)

@@ -14,7 +14,8 @@ def markdown(book: Book, *, figures: tuple[str, ...]) -> str:
     facts = varying(book.rows)
     lead = [[_plain(row.facts[fact]) for fact in facts] for row in book.rows]
     lines = grid(["encoder", "kind", *facts, *(FIGURES[name] for name in names), f"{FIGURES[book.figure]} over the best floor"],
-                 [[row.name, row.kind, *said, *(cell(book.interval(row, name)) for name in names), _gap(book, row)] for row, said in zip(book.rows, lead)])
+                 [[row.name, row.kind, *said, *(cell(book.interval(row, name)) for name in names), _gap(book, row)]
+                  for row, said in zip(book.rows, lead)])
     per_class = grid([CLASS_FIGURES[book.class_figure], *facts, *book.names],
                      [[row.name, *said, *map(cell, book.class_intervals(row))] for row, said in zip(book.rows, lead)])
     return "\n".join([f"# {book.evaluation}", "", *lines, "", *per_class, "", *notes(book), ""])
@@ -36,8 +37,8 @@ def notes(book: Book) -> list[str]:
     groups = max(len(row.counts) for row in book.rows)
     unit = "place" if book.header["setting"]["unit"] == "place" else "sample"
     tested = int(book.rows[0].counts.sum())
-    said = [f"{FIGURES[book.figure]} is the figure that floors are compared by. Per cent, [95 % interval] from {book.num_draws:,} draws of the {groups:,} "
-            f"test {unit}s ({tested:,} scored); - is nothing to score, or fewer than 2 {unit}s."]
+    said = [f"{FIGURES[book.figure]} is the figure that floors are compared by. Per cent, [95 % interval] from {book.num_draws:,} draws of "
+            f"the {groups:,} test {unit}s ({tested:,} scored); - is nothing to score, or fewer than 2 {unit}s."]
     if groups < 30:
         said.append(f"{groups} {unit}s are few: the intervals say how the figure moves with these {unit}s and prove nothing about others.")
     if book.header.get("distance"):

@@ -30,7 +30,8 @@ def chosen_label(corpus: Corpus, label: str | None, *, kinds: tuple[str, ...], t
     if label is None and len(fitting) == 1:
         return fitting[0]
     if label is None:
-        raise UsageError(f"label: {task} takes one of kind {' or '.join(kinds)}, {corpus.path} has {said}; " + ("name one" if fitting else "none fits"))
+        legal = "name one" if fitting else "none fits"
+        raise UsageError(f"label: {task} takes one of kind {' or '.join(kinds)}, {corpus.path} has {said}; {legal}")
     if label not in tables:
         raise UsageError(f"label={label!r} is not in {corpus.path}, {nearest(label, tables) if tables else 'which has no labels'}")
     if label not in fitting:

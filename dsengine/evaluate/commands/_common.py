@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--features", metavar="DIR", help="feature files, to share among evaluations (default: OUT/features)")
     parser.add_argument("--seed", type=int, metavar="N", help="of everything that is drawn (default: 0)")
     parser.add_argument("--device", metavar="NAME", help="cpu, cuda or cuda:N (default: a GPU if there is one)")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting of this evaluation (docs/evaluate.md lists them)")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any other setting (docs/evaluate.md lists them)")
 
 
 _FLAGS = ("label", "split", "fractions", "label_fractions", "size", "floors", "seed", "device")

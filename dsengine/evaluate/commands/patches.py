@@ -9,7 +9,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Flags of `evaluate patches`."""
     _common.add_arguments(parser)
     parser.add_argument("--things", metavar="KIND:PATH[,option=value...]",
-                        help="where they lie: points:FILE or vector:FILE, with the options of `corpus build --label` (default: a label of the corpus)")
+                        help="where they lie: points:FILE or vector:FILE, options as of `corpus build --label` (default: a label of the corpus)")
 
 
 def run(args: argparse.Namespace) -> int:
