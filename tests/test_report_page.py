@@ -163,6 +163,12 @@ def test_several_runs_lie_over_each_other_and_the_settings_that_differ_are_liste
     assert [cell.text for cell in table.all("td")] == ["1", "2", "0.0005", "0.001"]
 
 
+def test_more_runs_than_colours_are_told_apart_by_dashes(tmp_path: Path) -> None:
+    page = _page(*(make_run(tmp_path / f"run{k}", seed=k) for k in range(18)), out=tmp_path / "r.html")
+    kinds = [path.attributes["class"] for path in page.all("figure", "chart")[0].all("svg")[0].all("path", "line")]
+    assert len(set(kinds)) == len(kinds) == 36
+
+
 def test_evaluations_in_and_beside_a_run_are_found_and_those_of_other_runs_are_not(run: Path, tmp_path: Path) -> None:
     _evaluation(run / "linear", run, name="inside")
     _evaluation(run.parent / "probe", run, name="beside")

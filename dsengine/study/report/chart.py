@@ -17,13 +17,13 @@ _DOTS = 40  # a line of fewer points shows them
 
 
 class Line(NamedTuple):
-    """One curve. `colour` counts the runs; styles are solid, thick, dashed and dotted."""
+    """One curve. `colour` counts the runs; where colours are used up, lines are dashed, then dotted."""
 
     name: str
     x: np.ndarray
     y: np.ndarray
     colour: int = 0
-    style: str = "solid"
+    thick: bool = False
     dots: bool = False
 
 
@@ -171,8 +171,7 @@ def _rule(kind: str, x: float, y: float, end: float) -> Html:
 
 def _kind(line: Line) -> str:
     again = ("", " dashed", " dotted")[line.colour // NUM_SERIES % 3]  # more runs than colours
-    style = "" if line.style == "solid" else f" {line.style}"
-    return f"line {_colour(line.colour)}{style or again}"
+    return f"line {_colour(line.colour)}{' thick' * line.thick}{again}"
 
 
 def _colour(number: int) -> str:

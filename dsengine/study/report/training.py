@@ -82,7 +82,7 @@ def _losses(runs: Sequence[RunFolder]) -> Html:
         lines.append(Line(f"{several}training", *run.values("loss"), colour=k if len(runs) > 1 else 0))
         heldout = run.values("heldout_loss")
         if len(heldout[0]):
-            lines.append(Line(f"{several}held-out", *heldout, colour=k if len(runs) > 1 else 1, style="thick", dots=True))
+            lines.append(Line(f"{several}held-out", *heldout, colour=k if len(runs) > 1 else 1, thick=True, dots=True))
     methods = {str(run.setting("method", "name")) for run in runs}
     note = "losses of different methods do not compare" if len(methods) > 1 else ""
     return line_chart("Loss", lines, x_label=STEP, y_label="loss, 1", note=note)
