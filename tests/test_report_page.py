@@ -106,6 +106,7 @@ def test_a_folder_with_a_configuration_alone_makes_a_page_that_says_what_is_miss
     said = [element.text for element in page.all("p", "missing")]
     for words in ("No curves", "No contact sheet", "No reconstructions", "No embeddings", "No evaluation", "versions were not recorded"):
         assert any(words in text for text in said), words
+    assert any(code.text.startswith("dsengine evaluate linear --run") for code in page.all("code")) and "`" not in page.root.text
 
 
 def test_damaged_files_are_named_and_the_rest_is_shown(run: Path, tmp_path: Path) -> None:

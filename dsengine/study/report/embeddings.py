@@ -10,7 +10,7 @@ from torch import nn
 from dsengine.corpus import Corpus, SeriesCorpus
 from dsengine.corpus.colours import SPLITS as SPLIT_COLOURS
 from dsengine.corpus.colours import class_colours
-from dsengine.corpus.schema import SPLITS
+from dsengine.corpus.schema import SPLITS, Contract
 from dsengine.corpus.series import read_rows
 from dsengine.data.open import open_heldout
 from dsengine.data.sample import Batch, View
@@ -145,7 +145,7 @@ def _view(corpus: Corpus | SeriesCorpus, bands: tuple, shown: dict | None, count
     return View(size=corpus.patch_size, bands=None if whole else tuple(names))
 
 
-def _names(view: View, contract: "checkpoint.Contract") -> tuple[str, ...]:
+def _names(view: View, contract: Contract) -> tuple[str, ...]:
     return view.bands if view.bands is not None else tuple(band.name for band in contract.bands)
 
 

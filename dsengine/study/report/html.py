@@ -2,6 +2,7 @@
 
 import base64
 import html
+import re
 from collections.abc import Iterable, Mapping, Sequence
 
 _VOID = {"meta", "img", "br", "hr", "col"}
@@ -28,7 +29,14 @@ def join(children: Iterable[Child]) -> Html:
 
 def paragraph(text: Child, *, kind: str | None = None) -> Html:
     """`kind` is a class of the style sheet, such as "missing"."""
-    return tag("p", {"class": kind}, text)
+    return tag("p", {"class": kind}, prose(text))
+
+
+def prose(text: Child) -> Html:
+    """Plain text in which what stands between backticks is set as code."""
+    if isinstance(text, Html):
+        return text
+    return join(tag("code", None, part) if k % 2 else part for k, part in enumerate(re.split(r"`([^`]+)`", str(text))))
 
 
 def missing(why: str) -> Html:
@@ -48,7 +56,7 @@ def table(head: Sequence[Child], rows: Iterable[Sequence[Child]], *, caption: st
 
 def facts(pairs: Iterable[tuple[str, Child]]) -> Html:
     """Names and values."""
-    return tag("dl", {"class": "facts"}, *(tag("div", None, tag("dt", None, name), tag("dd", None, value)) for name, value in pairs))
+    return tag("dl", {"class": "facts"}, *(tag("div", None, tag("dt", None, name), tag("dd", None, prose(value))) for name, value in pairs))
 
 
 def folded(title: str, *children: Child) -> Html:

@@ -8,7 +8,7 @@ from dsengine.corpus import Corpus, SeriesCorpus, open_corpus
 from dsengine.errors import RunError, UsageError
 from dsengine.study.report.axes import number
 from dsengine.study.report.folders import RunFolder, num_parameters
-from dsengine.study.report.html import Html, facts, folded, join, missing, paragraph, table, tag
+from dsengine.study.report.html import Html, facts, folded, missing, paragraph, table, tag
 from dsengine.study.report.style import NUM_SERIES
 from dsengine.study.report.training import last, lowest, took, typical
 
@@ -64,7 +64,7 @@ def differences(runs: Sequence[RunFolder]) -> Html:
 def configuration(run: RunFolder) -> Html:
     """The whole configuration, folded."""
     command = f"dsengine train --config {run.path.name}/config.yaml --out NEW"
-    again = paragraph(join(["It can be run again: ", tag("code", None, command)]), kind="note")
+    again = paragraph(f"It can be run again: `{command}`", kind="note")
     return folded(f"Configuration of {run.name}", again, tag("pre", None, run.config_text))
 
 

@@ -109,6 +109,7 @@ td:last-child,th:last-child{padding-right:0}
  background:color-mix(in srgb,var(--accent) calc(var(--share)*var(--mix)),var(--raised));color:var(--ink)}
 .confusion .nil{color:var(--soft)}
 .confusion td.own{outline:1.5px solid var(--ink);outline-offset:-2px}
+code{font:.92em ui-monospace,SFMono-Regular,Menlo,Consolas,"DejaVu Sans Mono",monospace;color:var(--ink)}
 details{margin:.5rem 0;border:1px solid var(--line);border-radius:4px}
 summary{cursor:pointer;padding:.5rem .8rem;font-weight:600;overflow-wrap:anywhere}
 details>:not(summary){margin-left:.8rem;margin-right:.8rem}

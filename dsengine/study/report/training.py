@@ -9,7 +9,7 @@ from dsengine.engine.history import HISTORY
 from dsengine.study.report.axes import duration
 from dsengine.study.report.chart import Line, line_chart
 from dsengine.study.report.folders import RunFolder, ended
-from dsengine.study.report.html import Html, join, missing, paragraph, tag
+from dsengine.study.report.html import Html, join, missing, paragraph, prose, tag
 
 STEP = "optimiser step"
 _KNOWN = {"step", "epoch", "loss", "heldout_loss", "lr", "samples_per_s", "data_wait", "ids_crc", "alarm"}
@@ -38,7 +38,7 @@ def alarm_list(runs: Sequence[RunFolder]) -> Html:
     found = [f"{run.name + ': ' if len(runs) > 1 else ''}{sentence}" for run in runs for sentence in _alarms(run)]
     if not found:
         return paragraph("No alarm was raised.", kind="note")
-    return tag("div", {"class": "alarm"}, tag("strong", None, "Alarms"), tag("ul", None, *(tag("li", None, sentence) for sentence in found)))
+    return tag("div", {"class": "alarm"}, tag("strong", None, "Alarms"), tag("ul", None, *(tag("li", None, prose(sentence)) for sentence in found)))
 
 
 def last(run: RunFolder, name: str) -> float | None:
