@@ -18,7 +18,7 @@ _MOST = 12  # confusion matrices
 
 def draw(book: Book, *, sweep: str | None = None, sweep_label: str = "", sweep_figure: str = "accuracy") -> list[Path]:
     """All that fit the evaluation, in OUT/figures. sweep: what was chosen on val, drawn against the figure that it was chosen by."""
-    drawn = [_scores(book), _classes(book), *(_confusion(book, row, k) for k, row in enumerate(book.rows[:_MOST]))]
+    drawn = [_scores(book), _classes(book), _confusions(book)]
     if sweep is not None:
         drawn.append(_sweep(book, sweep, sweep_label, sweep_figure))
     if len({row.facts.get("label_fraction") for row in book.rows}) > 1:
@@ -127,24 +127,28 @@ def _classes(book: Book) -> Path:
     return save(figure, book.out / "figures" / "classes.png")
 
 
-def _confusion(book: Book, row: Row, number: int) -> Path:
-    counts = row.counts.sum(0).astype(np.float64)
-    share = counts / np.maximum(counts.sum(1, keepdims=True), 1)
-    side = max(4, 1.5 + 0.5 * len(counts))
-    figure = Figure(figsize=(side + 1, side), layout="constrained")
-    axes = figure.add_subplot(xlabel="predicted class", ylabel="true class", title=title(row, varying(book.rows)))
-    image = axes.imshow(100 * share, vmin=0, vmax=100, cmap="Blues")
-    _ticks(axes, book.names)
-    if len(counts) <= 15:
-        for (y, x), value in np.ndenumerate(share):
-            axes.text(x, y, f"{100 * value:.0f}", ha="center", va="center", fontsize=7, color="white" if value > 0.5 else "black")
-    figure.colorbar(image, ax=axes, label="share of the true class, %", shrink=0.8)
-    return save(figure, book.out / "figures" / f"confusion-{number:02d}-{plain(row.name)}.png")
-
-
-def _ticks(axes: Axes, names: tuple[str, ...]) -> None:
-    axes.set_xticks(np.arange(len(names)), names, rotation=40, ha="right", fontsize=7)
-    axes.set_yticks(np.arange(len(names)), names, fontsize=7)
+def _confusions(book: Book) -> Path:
+    """A matrix a row of the table, side by side."""
+    rows, facts = book.rows[:_MOST], varying(book.rows)
+    wide, side = min(len(rows), 3), max(3.2, 1.5 + 0.35 * len(book.names))
+    high = -(-len(rows) // wide)
+    figure = Figure(figsize=(side * wide + 1.2, side * high), layout="constrained")
+    every = figure.subplots(high, wide, squeeze=False)
+    for k, (axes, row) in enumerate(zip(every.flat, rows)):
+        counts = row.counts.sum(0).astype(np.float64)
+        share = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        image = axes.imshow(share, vmin=0, vmax=100, cmap="Blues")
+        axes.set_title(title(row, facts), fontsize=8)
+        axes.set_xticks(np.arange(len(book.names)), book.names, rotation=40, ha="right", fontsize=7)
+        axes.set_yticks(np.arange(len(book.names)), book.names if k % wide == 0 else [""] * len(book.names), fontsize=7)
+        for (y, x), value in np.ndenumerate(share) if len(counts) <= 12 else ():
+            axes.text(x, y, f"{value:.0f}", ha="center", va="center", fontsize=6, color="white" if value > 50 else "black")
+    for axes in every.flat[len(rows):]:
+        axes.set_axis_off()
+    figure.supxlabel("predicted class")
+    figure.supylabel("true class")
+    figure.colorbar(image, ax=every, label="share of the true class, %", shrink=0.8)
+    return save(figure, book.out / "figures" / "confusion.png")
 
 
 def _sweep(book: Book, name: str, label: str, by: str) -> Path:
