@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -109,3 +110,12 @@ def test_an_encoder_of_one_band_drawn_at_random_is_shown_red(small_corpus: Path,
     add_checkpoint(run, small_corpus, method="byol", pair="bands")
     section = Page(write_report([run], out=tmp_path / "r.html", samples=8)).section("Views and embeddings")
     assert section.all("div", "trio")[0].all("div")[0].text == "B04"
+
+
+def test_the_example_of_the_page_about_reports_runs(small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkout: Path) -> None:
+    (code,) = re.findall(r"```python\n(.*?)```", (checkout / "docs" / "report.md").read_text(), flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    for name in ("first", "second"):
+        make_run(Path("runs") / name, corpus=small_corpus)
+    exec(code, {})  # noqa: S102: our own page
+    assert Page(Path("both.html")).all("h1")[0].text == "2 runs: first, second"
