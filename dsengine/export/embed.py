@@ -25,7 +25,7 @@ def embed(encoder: Encoder, corpus_or_raster: Corpus | str | os.PathLike[str] | 
     """Embed every cell or patch and write the result; returns the files written.
 
     encoder: a run folder, an exported encoder, (module, contract), or for a corpus a module alone. corpus_or_raster: a corpus of patches, a
-    raster, a folder of rasters, or a STAC item (.json) with local assets (`scene.find_scenes`).
+    raster, a folder of rasters, or a STAC item (.json) (`scene.find_scenes`).
     out: a new name ending in .zarr, .tif (rasters) or .parquet says the format; for several scenes a folder, which gets a .zarr each, or with
     a name like out/*.tif one of that suffix each.
     pooled: one vector a patch of the training size, True for a corpus by default; False: one a cell of the dense map.
