@@ -1,22 +1,31 @@
 """What every method learns, by a linear probe of its frozen features; planted failures; fifty steps on real imagery. See docs/methods.md for results."""
 
 import sys
+import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
-from probe import compare  # noqa: E402
+from probe import advantage, compare, probe  # noqa: E402
 
 import dsengine
 from dsengine import cli, plugin
+from dsengine.corpus import SeriesCorpus
 from dsengine.corpus.synth import synthesize
+from dsengine.corpus.synth.series import synthesize_series
+from dsengine.data.labels import LabelReader
+from dsengine.data.open import open_heldout
+from dsengine.data.sample import View
 
 TABLES = {"scarf"}
 IMAGES = [name for name in plugin.names("dsengine.methods") if name not in TABLES | {"supervised"}]
 SIZE, EPOCHS = 48, 5
 SMALL = {"byol": {"hidden": 1024}, "simsiam": {"dim": 512, "hidden": 128}, "csf": {"warmup": 0, "ramp": 2}}
-FALLS_SHORT = {"simclr": "3 to 12 epochs: 0.42 to 0.50 right, untrained features 0.44, image statistics 0.64"}
+# What each reached of the 0.64 of image statistics, untrained features 0.44 to 0.47; settings in docs/methods.md.
+FALLS_SHORT = {"simclr": "0.42 to 0.50 right in 3 to 12 epochs", "vae": "0.43 in 15 epochs", "t2v": "0.40 in 20 epochs", "csf": "0.45 to 0.46 in 30 epochs"}
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +49,32 @@ def test_supervised_training_raises_the_accuracy_on_what_it_never_saw(corpus: Pa
     run = dsengine.train(corpus=str(corpus), out=str(tmp_path / "run"), method="supervised", data={"size": SIZE}, train={"epochs": EPOCHS, "batch_size": 64})
     losses = [record["heldout_loss"] for record in run.metrics if "heldout_loss" in record]
     assert losses[-1] < 0.8 * losses[0] and run.metrics[-1]["accuracy"] > 0.5
+
+
+@pytest.mark.learning
+def test_point_wise_simclr_beats_the_raw_bands_and_an_untrained_encoder(tmp_path: Path) -> None:
+    path = synthesize_series(tmp_path / "pixels", kind="pixels", num_rows=8192, seed=0)
+    run = dsengine.train(corpus=str(path), out=str(tmp_path / "run"), method={"name": "simclr", "modalities": ["s2", "planet"]}, encoder="resmlp",
+                         train={"epochs": 10, "batch_size": 256})
+    corpus = dsengine.open_corpus(path)
+    encoder, _ = dsengine.load_encoder(run.dir, "s2")
+    torch.manual_seed(0)
+    untrained = dsengine.build_encoder("resmlp", 12)
+    train, test = corpus.rows("train"), np.concatenate((corpus.rows("val"), corpus.rows("test")))
+    labels = LabelReader(corpus, "landcover")
+    right = [probe(rows_of(corpus, train, model), labels.read(train, None).numpy(), rows_of(corpus, test, model), labels.read(test, None).numpy())
+             for model in (encoder, untrained, None)]
+    found = {name: (float(other.mean()), *advantage(right[0], other)) for name, other in zip(("untrained", "numbers"), right[1:], strict=True)}
+    print(f"\nsimclr, pixels: {right[0].mean():.3f} {found}")
+    assert all(lower > 0 for _, _, lower in found.values())
+
+
+@torch.no_grad()
+def rows_of(corpus: SeriesCorpus, rows: np.ndarray, encoder: torch.nn.Module | None) -> np.ndarray:
+    """(N, D) features of Sentinel-2 pixels; of no encoder, their z-scores."""
+    with open_heldout(corpus, (View(sensor="s2"),), 512, split="all") as batches:
+        found = torch.cat([batch.views[0] if encoder is None else encoder.eval()(batch.views[0]).pooled for batch in batches]).float().numpy()
+    return found[rows]
 
 
 UNSTOPPED = '''
@@ -74,16 +109,35 @@ def test_a_planted_failure_trips_the_collapse_alarm_and_a_sound_run_does_not(
     assert any("collapse" in record.get("alarm", "") for record in run.metrics) == alarms
 
 
+S2_BANDS = "B01,B02,B03,B04,B05,B06,B07,B08,B8A,B09,B11,B12"
+
+
 @pytest.fixture(scope="module")
 def real(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, out = sample_data / "pairs" / "terramesh", tmp_path_factory.mktemp("real") / "corpus"
-    assert cli.main(["corpus", "build", str(out), "--source", "geotiff", "--s2", f"{folder}/S2L2A/*.tif", "--s1", f"{folder}/S1RTC/*.tif",
-                     "--label", f"lulc={folder}/LULC/*.tif", "--size", "128", "--stride", "48"]) == 0
-    return out
+    """TerraMesh, SSL4EO-S12 and BigEarthNet samples in one corpus of 120 px, all bands at 10 m."""
+    folder, pairs = tmp_path_factory.mktemp("real"), sample_data / "pairs"
+    for archive, into in (("ssl4eo_s12/0000200.tar.gz", "ssl"), ("bigearthnet/BigEarthNet-S2-Example.tar.bz2", "ben"),
+                          ("bigearthnet/BigEarthNet-S1-Example.tar.bz2", "ben")):
+        with tarfile.open(pairs / archive) as file:
+            file.extractall(folder / into, filter="data")
+    mesh = pairs / "terramesh"
+    build(folder / "tm", "geotiff", "--s2", f"{mesh}/S2L2A/*.tif", "--s1", f"{mesh}/S1RTC/*.tif", "--size", "120", "--stride", "48")
+    build(folder / "ssle", "ssl4eo_s12", "--root", str(folder / "ssl"), "--level", "l2a", "--seasons", "all")
+    build(folder / "bene", "bigearthnet", "--root", str(folder / "ben"))
+    for name, dropped in (("ssle", ("location", "scene_cloud", "season")), ("bene", ("tile", "land_cover"))):
+        words = [word for column in dropped for word in ("--drop", column)]
+        assert cli.main(["corpus", "convert", str(folder / name), str(folder / f"{name}120"), "--group", f"s2:1={S2_BANDS}", "--size", "120", *words]) == 0
+    assert cli.main(["corpus", "merge", str(folder / "all"), *(str(folder / name) for name in ("tm", "ssle120", "bene120"))]) == 0
+    assert cli.main(["corpus", "neighbours", str(folder / "all")]) == 0
+    return folder / "all"
+
+
+def build(out: Path, source: str, *words: str) -> None:
+    assert cli.main(["corpus", "build", str(out), "--source", source, *words]) == 0
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize("name", [*IMAGES, "supervised"])
+@pytest.mark.parametrize("name", IMAGES)
 def test_fifty_steps_on_real_imagery_leave_finite_losses_and_their_picture(real: Path, tmp_path: Path, name: str) -> None:
     run = dsengine.train(corpus=str(real), out=str(tmp_path / "run"), method={"name": name, **SMALL.get(name, {})}, data={"size": 64},
                          train={"max_steps": 50, "epochs": 1000, "batch_size": 16, "log_steps": 5})
