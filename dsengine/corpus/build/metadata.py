@@ -26,12 +26,13 @@ def serializer(codec: str, dtype: np.dtype) -> Any:
 
 def compressors(codec: str, itemsize: int) -> list[Any]:
     """Codecs after that; must agree with `shards.encoder`."""
-    compress = {} if codec in BITPACK else {
+    compress = {
         "lz4": [BloscCodec(cname="lz4", clevel=5, shuffle="shuffle", blocksize=BLOSC_BLOCK, typesize=itemsize)],
         "zstd": [ZstdCodec(level=3)],
         "none": [],
-    }
-    return [*compress.get(codec, []), Crc32cCodec()]
+        **dict.fromkeys(BITPACK, []),
+    }[codec]
+    return [*compress, Crc32cCodec()]
 
 
 def corpus_store(layout: Layout, num_patches: int, *, root: Mapping[str, Any],
