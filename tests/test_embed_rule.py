@@ -65,7 +65,7 @@ def tiled(model: Model, rule: Rule, path: Path, *, side: int) -> np.ndarray:
     out = np.full((rule.cells.dim, *shape), np.nan, np.float32)
     with opened(scene, model.contract.nodata) as reader:
         for tile in tiles(shape, side):
-            out[:, tile.rows.start:tile.rows.stop, tile.columns.start:tile.columns.stop] = compute(model, rule, reader, tile, device=CPU).embedding
+            out[:, tile.rows.start:tile.rows.stop, tile.columns.start:tile.columns.stop] = compute(model, rule, source=reader, tile=tile, device=CPU).embedding
     return out
 
 

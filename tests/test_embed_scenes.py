@@ -226,7 +226,7 @@ def test_a_stopped_job_goes_on_and_ends_with_the_same_file(encoder: Small, tmp_p
     computed: list[int] = []
     from dsengine.export import rasters
     real = rasters.compute
-    monkeypatch.setattr(rasters, "compute", lambda *a, **k: computed.append(a[3].number) or real(*a, **k))
+    monkeypatch.setattr(rasters, "compute", lambda *a, **k: computed.append(k["tile"].number) or real(*a, **k))
     with pytest.raises(Stopped):
         embed("b.zarr", progress=stop_at(6))
     embed("b.zarr")

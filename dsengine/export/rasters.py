@@ -63,7 +63,7 @@ def _fill(model: Model, scene: Scene, rule: Rule, stage: Stage, *, shape: tuple[
             if tile.number in stage.done:
                 values = embedding[(slice(None), *place)]
             else:
-                done = compute(model, rule, reader, tile, device=device)
+                done = compute(model, rule, source=reader, tile=tile, device=device)
                 values = done.embedding
                 embedding[(slice(None), *place)], percent[place] = values, done.data_percent
                 stage.finish(tile.number)
