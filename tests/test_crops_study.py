@@ -116,6 +116,8 @@ def test_every_panel_of_every_figure_has_labels_on_its_axes(out: Path, corpus: d
     for figure in drawn:
         panels = [axes for axes in figure.axes if axes.get_label() != "<colorbar>"]
         assert len(panels) == 3 and panels[0].get_ylabel() and all(axes.get_xlabel() and axes.get_title() for axes in panels)
+    matrix = next(figure for figure in drawn if "over this input" in figure.axes[0].get_xlabel())
+    assert [text.get_text() for text in matrix.axes[0].get_yticklabels()] == ["raw", "mine", "untrained resmlp"]
     units = " ".join(figure.axes[0].get_ylabel() for figure in drawn)
     assert "accuracy relative to raw input, %" in units and "accuracy, %" in units and "nats" in units
 

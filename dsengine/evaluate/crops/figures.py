@@ -5,6 +5,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.cbook import boxplot_stats
 from matplotlib.figure import Figure
 
 from dsengine.evaluate.crops.results import Results
@@ -33,30 +34,46 @@ def _win_matrices(results: Results, part: str, path: Path) -> Path:
         image = axes.imshow(won.share, vmin=0, vmax=1, cmap="RdYlGn")
         axes.set(title=network, xlabel="over this input", ylabel="wins of this input" if k == 0 else None)
         _inputs(axes, results.names)
-        axes.set_yticks(range(len(results.names)), results.names if k == 0 else [""] * len(results.names), fontsize=8)
+        axes.set_yticks(range(len(results.names)), results.names, fontsize=8)
+        axes.tick_params(labelleft=k == 0)
         for (i, j), share in np.ndenumerate(won.share):
             if i != j:
                 axes.text(j, i, "ties" if np.isnan(share) else f"{share:.2f}", ha="center", va="center", fontsize=8)
     figure.suptitle(PARTS[part], fontsize=10)
-    figure.colorbar(image, ax=every, label=f"share of {results.setting.configs} configurations won, ties left out", shrink=0.8)
+    figure.colorbar(image, ax=every, label="share won, ties left out", shrink=0.8)
     return save(figure, path)
 
 
 def _gains(results: Results, part: str, path: Path) -> Path:
-    """One box an input and network: quartiles and the median over configurations, whiskers to 1.5 times the box, dots each configuration."""
+    """One box an input and network: quartiles and the median over configurations, whiskers to 1.5 times the box, dots each configuration.
+
+    The axis is that of the whiskers: where raw input is near 0 a gain has no bound. Arrows at its ends are configurations beyond it.
+    """
     names = results.names[1:]
+    low, high = _whiskers(results, part)
     figure, every = _panels(results, width=1.6 + 0.7 * len(names), height=4)
     for k, (axes, network) in enumerate(zip(every, results.configurations)):
         boxes = [row[np.isfinite(row)] for row in results.gains(network, part)]
         axes.boxplot(boxes, showfliers=False)
         for at, box in enumerate(boxes, 1):
-            axes.plot(at + np.linspace(-0.12, 0.12, len(box)), box, ".", color="C0", markersize=4, alpha=0.7)
+            place = at + np.linspace(-0.12, 0.12, len(box))
+            for marker, of in ((".", (box >= low) & (box <= high)), ("^", box > high), ("v", box < low)):
+                axes.plot(place[of], box[of].clip(low, high), marker, color="C0", markersize=4, alpha=0.7)
         axes.axhline(0, color="0.5", linewidth=0.8)
         axes.set(title=network, xlabel="input", ylabel="accuracy relative to raw input, %" if k == 0 else None)
         _inputs(axes, names, start=1)
         axes.grid(axis="y", alpha=0.3)
-    figure.suptitle(PARTS[part], fontsize=10)
+    every[0].set_ylim(low, high)
+    figure.suptitle(f"{PARTS[part]}; arrows lie beyond the axis", fontsize=10)
     return save(figure, path)
+
+
+def _whiskers(results: Results, part: str) -> tuple[float, float]:
+    """Ends of an axis that has all boxes with their whiskers on it."""
+    boxes = [row[np.isfinite(row)] for network in results.configurations for row in results.gains(network, part)]
+    ends = [stats[key] for box in boxes if len(box) for stats in boxplot_stats(box) for key in ("whislo", "whishi")]
+    low, high = min([0.0, *ends]), max([0.0, *ends])
+    return low - 0.1 * (high - low) - 1, high + 0.1 * (high - low) + 1
 
 
 def _accuracies(results: Results, part: str, path: Path) -> Path:

@@ -70,7 +70,8 @@ def _notes(results: Results, described: dict[str, Any]) -> list[str]:
             f"standard deviation over configurations. [95 % interval]: {setting.num_draws:,} draws of whole fields. Wins leave out ties; (won:lost).",
             f"{sizes}; {len(results.task.names)} classes. Split by {setting.split}; a field is "
             + (f"what has one value of index column {results.task.field}." if results.task.field else "a row, as the corpus has no column of fields."),
-            "Always the commonest class of train: " + ", ".join(f"{100 * value:.1f} on {part}" for part, value in described["floor"].items()) + "."]
+            "Always the commonest class of train: " + ", ".join(f"{100 * value:.1f} on {part}" for part, value in described["floor"].items())
+            + f". Fits below that: {_below(results)} of {len(results.runs)}; gains over such a raw input have no meaning."]
     if setting.shrink > 1:
         said.append(f"Reduced setting: the widths of the paper's spaces are divided by {setting.shrink}.")
     if rare := results.task.left_out["rows_of_rare_classes"]:
@@ -88,6 +89,11 @@ def _notes(results: Results, described: dict[str, Any]) -> list[str]:
     if fewest < 200:
         said.append(f"{fewest} judged fields are few: {100 / fewest:.1f} points are one field, and all configurations are judged on the same ones.")
     return [line for text in said for line in (text, "")][:-1]
+
+
+def _below(results: Results) -> int:
+    """Fits with a lower accuracy than the commonest class has, on any judged part."""
+    return sum(any(_score(results, run, part, "accuracy") < results.commonest(part) for part in results.judged) for run in results.runs)
 
 
 def _configurations(results: Results) -> list[dict[str, Any]]:
