@@ -58,7 +58,7 @@ def _gains(results: Results, part: str, path: Path) -> Path:
         for at, box in enumerate(boxes, 1):
             place = at + np.linspace(-0.12, 0.12, len(box))
             for marker, of in ((".", (box >= low) & (box <= high)), ("^", box > high), ("v", box < low)):
-                axes.plot(place[of], box[of].clip(low, high), marker, color="C0", markersize=4, alpha=0.7)
+                axes.plot(place[of], box[of].clip(low, high), marker, color="C0", markersize=4, alpha=0.7, clip_on=False)
         axes.axhline(0, color="0.5", linewidth=0.8)
         axes.set(title=network, xlabel="input", ylabel="accuracy relative to raw input, %" if k == 0 else None)
         _inputs(axes, names, start=1)
