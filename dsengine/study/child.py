@@ -15,6 +15,7 @@ def main() -> None:
     """Does not return."""
     parent, *argv = sys.argv[1:]
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # a study begun in the background by a shell ignores it, and would hand that on
     if os.getppid() != int(parent):  # it died before the line above
         os._exit(1)
     os.execv(sys.executable, [sys.executable, "-P", "-m", "dsengine.cli", *argv])
