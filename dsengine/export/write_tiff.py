@@ -27,12 +27,12 @@ def write_raster(stage: Stage, out: Path, *, grid: Grid, encoding: Encoding, fac
     side = block_side(array.shape[0], np.dtype(encoding.dtype).itemsize)
     half = {"nbits": 16} if encoding.dtype == "float16" else {}
     plain, cog = stage.folder / "plain.tif", stage.folder / "cog.tif"
-    profile = {"driver": "GTiff", "count": array.shape[0], "height": grid.shape[0], "width": grid.shape[1], "crs": grid.crs, "transform": grid.transform,
+    profile = {"count": array.shape[0], "height": grid.shape[0], "width": grid.shape[1], "crs": grid.crs, "transform": grid.transform,
                "dtype": "int8" if encoding.dtype == "int8" else "float32", "nodata": encoding.nodata, "tiled": True, "blockxsize": side,
                "blockysize": side, "interleave": "pixel", "bigtiff": "IF_SAFER", **half}
     try:
         with rasterio.Env(GDAL_CACHEMAX=CACHE_MB):
-            with rasterio.open(plain, "w", **profile) as file:
+            with rasterio.open(plain, "w", driver="GTiff", **profile) as file:
                 _fill(file, array, encoding)
                 file.update_tags(**{TAG: json.dumps(facts)})
                 if encoding.dtype == "int8":
