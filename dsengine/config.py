@@ -93,7 +93,7 @@ def resolve(settings: dict) -> RunConfig:
     for kind, default in (("method", "csf"), ("encoder", "resnet18")):
         plugins[kind], plugins[f"{kind}_config"] = _plugin(kind, default, settings.get(kind))
     paths = {key: _path(key, settings.get(key)) for key in _PATHS}
-    return RunConfig(**paths, **plugins, **sections, encoders=_encoders(settings.get("encoders")))
+    return RunConfig(**paths, **plugins, **sections, encoders=_encoders(settings.get("encoders"), settings.get("encoder")))
 
 
 def dump(config: RunConfig) -> dict:
@@ -146,12 +146,15 @@ def _plugin(kind: str, default: str, settings: Any) -> tuple[str, Any]:
     return name, plugin.configure(_PLUGINS[kind], name, settings)
 
 
-def _encoders(settings: Any) -> dict[str, tuple[str, Any]]:
+def _encoders(settings: Any, run: Any) -> dict[str, tuple[str, Any]]:
+    """One that names no encoder of its own is the run's, with what it sets put over the run's settings."""
     if settings is None:
         return {}
     if not isinstance(settings, dict):
         raise UsageError(f"encoders must hold an encoder for each input of the method, such as s2: {{name: NAME}}, got {settings!r}")
-    return {str(key): _plugin("encoder", "resnet18", own) for key, own in settings.items()}
+    shared = {"name": run} if isinstance(run, str) else run or {}
+    return {str(key): _plugin("encoder", "resnet18", {**shared, **own} if isinstance(own, dict) and "name" not in own else own)
+            for key, own in settings.items()}
 
 
 def _path(key: str, value: Any) -> str | None:

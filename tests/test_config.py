@@ -84,3 +84,12 @@ def test_a_plugin_outside_the_package_is_found_by_its_dotted_path(tmp_path: Path
     assert config.encoder_config.depth == 3
     with pytest.raises(UsageError, match="no module of that path"):
         resolve({"encoder": "pack.yours"})
+
+
+def test_an_input_that_names_no_encoder_has_the_runs_with_its_own_settings_over_it() -> None:
+    config = resolve({"encoder": {"name": "resnet50", "stem": "paper"}, "encoders": {"s2": {"weights": "FILE"}, "s1": {"name": "resnet34"}}})
+    (name, own), (other, plain) = config.encoder_of("s2"), config.encoder_of("s1")
+    assert (name, own.stem, own.weights) == ("resnet50", "paper", "FILE")
+    assert (other, plain.stem) == ("resnet34", "paper") and plain.weights is None
+    assert resolve(dump(config)) == config
+    assert resolve({"encoder": "resnet34", "encoders": {"s2": {"weights": "FILE"}}}).encoder_of("s2")[0] == "resnet34"
