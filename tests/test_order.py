@@ -91,3 +91,18 @@ def test_local_slices_tile_a_batch_of_any_size_evenly(global_batch: int, world: 
     assert [k for s in slices for k in range(s.start, s.stop)] == list(range(global_batch))
     sizes = [s.stop - s.start for s in slices]
     assert max(sizes) - min(sizes) <= 1
+
+
+def test_equal_words_keep_the_order_of_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    words = np.random.default_rng(0).integers(0, 50, 5000).astype(np.uint64)
+
+    class Few:
+        def __init__(self, key: np.ndarray) -> None:
+            pass
+
+        def random_raw(self, count: int) -> np.ndarray:
+            return words[:count]
+
+    monkeypatch.setattr(np.random, "Philox", Few)
+    found = epoch_order(np.arange(5000), seed=0, epoch=0)
+    assert found.tolist() == sorted(range(5000), key=lambda row: (words[row], row))

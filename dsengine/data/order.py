@@ -22,7 +22,10 @@ class Step(NamedTuple):
 def epoch_order(rows: np.ndarray, *, seed: int, epoch: int) -> np.ndarray:
     """Permutation of `rows` (N,) int64 for one epoch; `seed` and `epoch` are integers in [0, 2**64)."""
     words = np.random.Philox(key=np.array([seed, epoch], dtype=np.uint64)).random_raw(len(rows))
-    return rows[np.argsort(words, kind="stable")]
+    found = np.argsort(words)  # less than half the time of a stable sort
+    drawn = words[found]
+    # Without two equal words there is one answer, whatever sorts; with them only a stable sort is the same on every machine.
+    return rows[np.argsort(words, kind="stable") if (drawn[1:] == drawn[:-1]).any() else found]
 
 
 def steps_per_epoch(num_rows: int, global_batch: int) -> int:
