@@ -29,7 +29,7 @@ from dsengine.engine.step import Step, place, view_dtype
 from dsengine.engine.train import fresh_method
 from dsengine.nn.norm import set_groups
 
-BATCH, THREADS, BATCHES, STEPS, PAIRS = 64, 2, 16, 8, 30
+BATCH, THREADS, BATCHES, STEPS, PAIRS = 64, 2, 16, 4, 30
 # (crc32c compared, files read or already in memory, decoded)
 BARE = {"read, check, decode": (True, False, True), "read, decode": (False, False, True), "read alone": (False, False, False),
         "decode alone": (False, True, True)}
