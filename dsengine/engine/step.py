@@ -38,6 +38,8 @@ class Step:
         self.precision = precision
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         self._flags: list[tuple[int, Tensor]] = []  # (step, 1.0 on the device where its update was withheld)
+        self._norms: list[Tensor] = []  # of the last step's gradients, of the parameters that had one
+        self._with_gradient: list[nn.Parameter] = []  # these
 
     def __call__(self, batch: Batch, *, lr: float) -> dict[str, Tensor]:
         scores = forward(self.module, batch, self.precision)
@@ -45,15 +47,23 @@ class Step:
         scores["loss"].backward(scores["loss"].detach().mul(0).add_(1))
         set_learning_rate(self.optimizer, lr, base=self.base_lr)
         # The optimiser skips its update where this is 1: weights stay good without asking the device.
-        bad = _not_finite(self.parameters)
+        self._norms = torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])
+        self._with_gradient = [p for p in self.parameters if p.grad is not None]
+        # Once a step is withheld so are all that follow, until somebody looks: the weights stay those of the step that failed.
+        bad = _not_finite(self._norms, self._flags[-1][1] if self._flags else None)
         self.optimizer.found_inf = bad
         self.optimizer.step()
         self._flags.append((batch.step, bad))
         self.optimizer.zero_grad(set_to_none=True)
         return {name: value.detach() for name, value in scores.items()}
 
+    def gradient_norms(self) -> dict[str, float]:
+        """Norm of the last step's gradient of each trainable parameter, 0 where there was none. Waits for the device."""
+        values = dict(zip(map(id, self._with_gradient), torch.stack(self._norms).tolist()))
+        return {name: values.get(id(p), 0.0) for name, p in self.method.named_parameters() if p.requires_grad}
+
     def withheld(self) -> list[int]:
-        """Steps whose update was withheld since the last call. Waits for the device."""
+        """Steps whose update was withheld since the last call, the first for its own sake. Waits for the device."""
         flags, self._flags = self._flags, []
         bad = torch.stack([flag for _, flag in flags]).tolist() if flags else []
         return [step for (step, _), flag in zip(flags, bad) if flag]
@@ -77,7 +87,7 @@ def _wrap(method: nn.Module, world: World) -> nn.Module:
                                    **_LEAVE_BUFFERS)
 
 
-def _not_finite(parameters: list[nn.Parameter]) -> Tensor:
-    """1.0 when any gradient is not finite, else 0.0, as a tensor on the device."""
-    norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
-    return (~torch.isfinite(torch.stack(norms).sum())).float()
+def _not_finite(norms: list[Tensor], before: Tensor | None) -> Tensor:
+    """1.0 when any of the gradients' `norms` is not finite, or `before` is 1.0; else 0.0, as a tensor on the device."""
+    bad = (~torch.isfinite(torch.stack(norms).sum())).float()
+    return bad if before is None else torch.maximum(bad, before)
