@@ -124,7 +124,7 @@ def rank_main(config: RunConfig, folder: Path, *, kind: str, resume: bool) -> No
     if kind == "cuda":
         torch.cuda.set_device(device)
     else:
-        _keep_big_blocks()
+        keep_big_blocks()
     world = dist.join(device)
     if kind == "cpu" and world.size > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.size))
@@ -132,7 +132,7 @@ def rank_main(config: RunConfig, folder: Path, *, kind: str, resume: bool) -> No
     dist.leave(world)  # only after success: leaving waits for peers, and a failing rank must not
 
 
-def _keep_big_blocks() -> None:
+def keep_big_blocks() -> None:
     """Have glibc keep freed activations instead of giving them to the kernel and faulting them in again every step.
 
     Measured on ResNet18, 2 cores: 7 % more samples/s at about the same peak memory (docs/performance.md).
