@@ -19,8 +19,9 @@ from dsengine import plugin
 from dsengine.data.sample import Batch, sized
 from dsengine.dist import SOLO
 from dsengine.engine.optim import make_optimizer
+from dsengine.engine.precision import place
 from dsengine.engine.settings import TrainConfig
-from dsengine.engine.step import Step, place
+from dsengine.engine.step import Step
 from dsengine.methods import Method
 from dsengine.nn.norm import set_groups
 

@@ -42,7 +42,10 @@ def coerce(value: Any, hint: Any, key: str) -> Any:
             return None
         if str in args and isinstance(text, str):  # as it stands: YAML would cut off a comment, or make a mapping of "a: b"
             return text
-        return coerce(value, next(a for a in args if a is not type(None)), key)
+        words = [word for a in args if get_origin(a) is Literal for word in get_args(a)]
+        if isinstance(text, str) and value in words:
+            return value
+        return _or_word(value, next(a for a in args if a is not type(None)), key, words)
     if origin is Literal:
         if value not in args:
             raise UsageError(f"{key}={value!r} is not legal; {nearest(str(value), map(str, args))}")
@@ -56,6 +59,14 @@ def coerce(value: Any, hint: Any, key: str) -> Any:
             raise UsageError(f"{key} must be {len(args)} values like [{', '.join(a.__name__ for a in args)}], got {value!r}")
         return tuple(coerce(v, a, key) for v, a in zip(value, args))
     return _scalar(value, hint, key)
+
+
+def _or_word(value: Any, hint: Any, key: str, words: list[str]) -> Any:
+    """`value` as `hint`; the UsageError names `words` too, which are legal beside it."""
+    try:
+        return coerce(value, hint, key)
+    except UsageError as error:
+        raise UsageError(f"{error}; or {', '.join(words)}" if words else str(error)) from error
 
 
 def from_text(value: str) -> Any:

@@ -72,6 +72,7 @@ def test_every_method_logs_whether_its_features_collapse(name: str) -> None:
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_method_compiles_into_one_graph(name: str) -> None:
+    torch._dynamo.reset()  # methods share one `forward`, and only so many forms of it are kept
     method = make(name)
     batch = make_batch(method)
     compiled = torch.compile(method, fullgraph=True, backend="aot_eager")

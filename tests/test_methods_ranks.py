@@ -1,4 +1,4 @@
-"""Every method on two ranks is the method on one: losses, gradients, weights, statistics and targets, after some steps in float64."""
+"""Every method on 2 and 4 ranks, and in several passes, is the method on one rank in one: losses, gradients, weights, statistics, targets in float64."""
 
 import os
 import socket
@@ -32,24 +32,45 @@ def _run(out: Path, ranks: int) -> dict:
 
 
 @pytest.fixture(scope="module")
-def one_and_two(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict, dict]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict]:
+    """{ranks: {form: {case: results}}}."""
     folder = tmp_path_factory.mktemp("ranks")
-    return _run(folder / "one", 1), _run(folder / "two", 2)
+    return {ranks: _run(folder / str(ranks), ranks) for ranks in (1, 2, 4)}
 
 
+# What it is computed by, and what that must equal: (ranks, form) each.
+@pytest.mark.parametrize("of, like", [((2, "whole"), (1, "whole")), ((4, "whole"), (1, "whole")),
+                                      ((1, "passes"), (1, "whole")), ((2, "passes"), (1, "whole")),
+                                      ((2, "global"), (1, "global")), ((4, "global"), (1, "global"))], ids=str)
 @pytest.mark.parametrize("name", CASES)
-def test_two_ranks_give_the_losses_gradients_and_state_of_one(one_and_two: tuple[dict, dict], name: str) -> None:
-    one, two = (found[name] for found in one_and_two)
-    assert torch.allclose(two["losses"], one["losses"], rtol=TOLERANCE, atol=TOLERANCE) and one["losses"].abs().max() > 0.01
+def test_ranks_and_passes_give_the_losses_gradients_and_state_of_one(found: dict, name: str, of: tuple, like: tuple) -> None:
+    ours, one = (found[ranks][form][name] for ranks, form in (of, like))
+    assert torch.allclose(ours["losses"], one["losses"], rtol=TOLERANCE, atol=TOLERANCE) and one["losses"].abs().max() > 0.01
     largest = max(g.abs().max() for g in one["gradients"].values())
     for key, gradient in one["gradients"].items():
         scale = max(gradient.abs().max(), 1e-4 * largest)
-        assert (two["gradients"][key] - gradient).abs().max() <= TOLERANCE * scale, key
-    assert one["state"].keys() == two["state"].keys()
+        assert (ours["gradients"][key] - gradient).abs().max() <= TOLERANCE * scale, key
+    assert one["state"].keys() == ours["state"].keys()
     for key, value in one["state"].items():
         # Adam makes a full-size update of a gradient that is rounding noise: a bias before a BatchNorm has no other.
         if key.endswith("num_batches_tracked") or _has_gradient(one["gradients"].get(key), largest):
-            assert torch.allclose(two["state"][key], value, rtol=1e-7, atol=TOLERANCE), key
+            assert torch.allclose(ours["state"][key], value, rtol=1e-7, atol=TOLERANCE), key
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_several_passes_give_every_scalar_and_picture_of_one(found: dict, name: str) -> None:
+    for ranks in (1, 2):
+        ours, one = (found[ranks][form][name]["scores"] for form in ("passes", "whole"))
+        assert ours.keys() == one.keys() and len(one) > 1
+        # Features may hold a bias that a head's BatchNorm takes off again: Adam has moved it along rounding noise.
+        assert all(torch.allclose(ours[key], value, rtol=1e-6, atol=1e-7) for key, value in one.items())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_groups_matter_where_there_are_norms(found: dict, name: str) -> None:
+    losses = [found[1][form][name]["losses"] for form in ("whole", "global")]
+    has_norms = any("running_mean" in key for key in found[1]["whole"][name]["state"])
+    assert has_norms != torch.allclose(*losses, rtol=1e-6)
 
 
 def _has_gradient(gradient: torch.Tensor | None, largest: torch.Tensor) -> bool:

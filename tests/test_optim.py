@@ -98,9 +98,10 @@ def test_a_withheld_update_leaves_weights_and_state_bitwise(name: str, good_step
     for k, batch in enumerate(batches):
         if k == good_steps_before:
             runs[1](batch._replace(views=(torch.full((2, 4), torch.nan),)), lr=0.1)
+            assert runs[1].withheld() == [good_steps_before]
         for run in runs:
             run(batch, lr=0.1)
-    assert runs[1].withheld() == [good_steps_before]
+    assert runs[1].withheld() == []
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), cut.parameters()))
 
 

@@ -9,8 +9,9 @@ from torch import nn
 from dsengine.data.sample import Batch
 from dsengine.dist import SOLO
 from dsengine.engine.optim import learning_rate, make_optimizer
+from dsengine.engine.precision import place
 from dsengine.engine.settings import TrainConfig
-from dsengine.engine.step import Step, place
+from dsengine.engine.step import Step
 
 
 class Linear(nn.Module):

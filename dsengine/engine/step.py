@@ -8,32 +8,25 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dsengine.data.sample import Batch
 from dsengine.dist import World
+from dsengine.engine.micro import InPasses
 from dsengine.engine.optim import set_learning_rate
-from dsengine.nn.dropout import set_keys
+from dsengine.engine.precision import computing, place, ready, view_dtype  # noqa: F401
 
 # Ranks keep their own running statistics, averaged when somebody needs them. torch 2.13 renamed the argument.
 _NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
 _LEAVE_BUFFERS = {"forward_sync_buffers" if _NEW_NAME else "broadcast_buffers": False}
-_DTYPES = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
-
-
-def view_dtype(precision: str) -> torch.dtype:
-    """What the loader should write: bf16 views feed the first convolution as they are."""
-    return torch.bfloat16 if precision == "bf16" else torch.float32
-
-
-def place(method: nn.Module, precision: str, device: torch.device) -> nn.Module:
-    """`method` on `device` in the precision of its parameters (fp32 under bf16 autocast), channels-last."""
-    return method.to(device=device, dtype=_DTYPES[precision], memory_format=torch.channels_last)
 
 
 class Step:
     """Callable: a batch and a learning rate in, the method's named scalars out, still on the device."""
 
-    def __init__(self, method: nn.Module, optimizer: torch.optim.Optimizer, *, precision: str, world: World) -> None:
+    def __init__(self, method: nn.Module, optimizer: torch.optim.Optimizer, *, precision: str, world: World,
+                 micro_batch: int | None = None) -> None:
+        """micro_batch: samples of this rank a pass; None: all of them in one."""
         self.base_lr = optimizer.defaults["lr"]  # for groups that do not follow the schedule
         self.method = method
-        self.module = _wrap(method, world)
+        self.passes = None if micro_batch is None else InPasses(method, size=micro_batch, precision=precision, world=world)
+        self.module = _wrap(method, world) if self.passes is None else method
         self.optimizer = optimizer
         self.precision = precision
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -42,9 +35,7 @@ class Step:
         self._with_gradient: list[nn.Parameter] = []  # these
 
     def __call__(self, batch: Batch, *, lr: float) -> dict[str, Tensor]:
-        scores = forward(self.module, batch, self.precision)
-        # NaN where the loss is not finite, else 1: through the gradients' mean over ranks every rank learns of it.
-        scores["loss"].backward(scores["loss"].detach().mul(0).add_(1))
+        scores = self.differentiate(batch)
         set_learning_rate(self.optimizer, lr, base=self.base_lr)
         # The optimiser skips its update where this is 1: weights stay good without asking the device.
         self._norms = torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])
@@ -56,6 +47,14 @@ class Step:
         self._flags.append((batch.step, bad))
         self.optimizer.zero_grad(set_to_none=True)
         return {name: value.detach() for name, value in scores.items()}
+
+    def differentiate(self, batch: Batch) -> dict[str, Tensor]:
+        """Add the gradients of the global batch's loss, averaged over ranks, to the parameters; the method's scalars."""
+        if self.passes is not None:
+            return self.passes(batch, backward=_backward)
+        scores = forward(self.module, batch, self.precision)
+        _backward(scores["loss"])
+        return scores
 
     def gradient_norms(self) -> dict[str, float]:
         """Norm of the last step's gradient of each trainable parameter, 0 where there was none. Waits for the device."""
@@ -71,13 +70,13 @@ class Step:
 
 def forward(module: nn.Module, batch: Batch, precision: str) -> dict[str, Tensor]:
     """The method's scalars for one batch, in the run's precision."""
-    set_keys(module, batch.sample_id, seed=batch.seed, step=batch.step)
-    if precision == "fp64":
-        batch = batch._replace(views=tuple(v.double() for v in batch.views))
-    if precision != "bf16":
-        return module(batch)
-    with torch.autocast(batch.views[0].device.type, dtype=torch.bfloat16):
-        return module(batch)
+    with computing(batch, precision):
+        return module(ready(module, batch, precision))
+
+
+def _backward(loss: Tensor) -> None:
+    # NaN where the loss is not finite, else 1: through the gradients' mean over ranks every rank learns of it.
+    loss.backward(loss.detach().mul(0).add_(1))
 
 
 def _wrap(method: nn.Module, world: World) -> nn.Module:

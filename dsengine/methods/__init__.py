@@ -36,19 +36,29 @@ class Group:
 class Method(nn.Module):
     """The contract between a method and the loop; the loop knows nothing else of it.
 
-    A method may also define `param_groups() -> list[Group]`, which must hold every trainable parameter once.
+    A method defines `embed` and `score`, or `forward` alone: it then cannot be trained in several passes (`train.micro_batch`), unless
+    it is `mean_over_samples`. It may also define `param_groups() -> list[Group]`, which must hold every trainable parameter once.
     """
 
     views: tuple[View, ...]  # what one sample is; executed by the loader
     encoders: nn.ModuleDict  # name -> encoder: what evaluation and export take away
     label: str | None = None  # the label that `Batch.label` is to hold
+    mean_over_samples: bool = False  # whether the loss is a mean over samples, of what each of them has by itself
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss": () at least float32, ...}.
 
         Of the other entries, detached, a scalar is logged as it is, and (n, C, h, w) is drawn as a picture beside the first view.
         """
-        raise NotImplementedError(f"{type(self).__name__} must define forward(batch)")
+        return self.score(self.embed(batch), batch)
+
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
+        """What the scores are made of, each (V, B, ...): of V views of the B samples, of each sample by itself but for groups of BatchNorm."""
+        raise NotImplementedError(f"{type(self).__name__} must define forward(batch), or embed(batch) and score(embedded, batch)")
+
+    def score(self, embedded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        """What `forward` returns, from what `embed` gave for this batch; the only place where samples meet."""
+        raise NotImplementedError(f"{type(self).__name__} must define score(embedded, batch), as it defines embed")
 
     def after_step(self, progress: float) -> None:
         """Called after each optimiser step with the share of the run that is done, in (0, 1]."""
@@ -93,6 +103,11 @@ def map_of(features: "Features", name: str) -> Tensor:
     if features.dense is None:
         raise UsageError(f"{name} needs an encoder that makes maps, as those of images do")
     return features.dense
+
+
+def by_view(x: Tensor, num_views: int) -> Tensor:
+    """(V * B, ...), one view after the other, as (V, B, ...)."""
+    return x.unflatten(0, (num_views, -1))
 
 
 def _named(names: tuple[str, ...]) -> str:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
-from dsengine.methods import Method
+from dsengine.methods import Method, by_view
 from dsengine.methods._two_views import TwoViews
 from dsengine.nn.collapse import spread
 from dsengine.nn.ema import follow_, follower, tau_at
@@ -54,6 +54,8 @@ class Config(TwoViews):
 class BYOL(Method):
     """One encoder, two views, and a target network that is no encoder of the run."""
 
+    mean_over_samples = True
+
     def __init__(self, config: Config, encoders: dict[str, nn.Module]) -> None:
         super().__init__()
         self.config = config
@@ -65,16 +67,19 @@ class BYOL(Method):
         self.target_projector = follower(self.projector)
         self.views = config.views()
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
         (encoder,) = self.encoders.values()
         x = torch.cat(batch.views)
         pooled = encoder(x).pooled
         q = self.predictor(self.projector(pooled))
         with torch.no_grad():
             z = self.target_projector(self.target_encoder(x).pooled)
-        (q1, q2), (z1, z2) = q.chunk(2), z.chunk(2)
-        loss = _distance(q1, z2) if self.config.one_way else _distance(q1, z2) + _distance(q2, z1)
-        return {"loss": loss, **spread(pooled.detach()), **spread(z, "target")}
+        return {"q": by_view(q, 2), "z": by_view(z, 2), "pooled": by_view(pooled.detach(), 2)}
+
+    def score(self, embedded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        q, z = embedded["q"], embedded["z"]
+        loss = _distance(q[0], z[1]) if self.config.one_way else _distance(q[0], z[1]) + _distance(q[1], z[0])
+        return {"loss": loss, **spread(embedded["pooled"].flatten(0, 1)), **spread(z.flatten(0, 1), "target")}
 
     def after_step(self, progress: float) -> None:
         tau = tau_at(self.config.tau, progress, schedule=self.config.tau_schedule)

@@ -29,7 +29,7 @@ from dsengine.augment.params import Augment, Curriculum
 from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
 from dsengine.kernels import info_nce, triplet
-from dsengine.methods import Method, map_of
+from dsengine.methods import Method, by_view, map_of
 from dsengine.nn import noise
 from dsengine.nn.collapse import spread
 
@@ -79,22 +79,26 @@ class CSF(Method):
         self.encoders = nn.ModuleDict(encoders)
         self.views = _views(config)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
         (encoder,) = self.encoders.values()
         features = encoder(torch.cat(batch.views))
         # The original puts a ReLU on the map that it compares; pooled features keep the encoder's own range.
         z = F.relu(map_of(features, "csf with per_cell")) if self.config.per_cell else features.pooled
         if self.config.normalize:
             z = F.normalize(z, dim=1)
-        anchor, positive = z.chunk(2)
+        return {"z": by_view(z, 2), "pooled": by_view(features.pooled.detach(), 2)}
+
+    def score(self, embedded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        anchor, positive = embedded["z"]
+        spreads = spread(embedded["pooled"].flatten(0, 1))
         if self.config.loss == "nce":
             tau, group = self.config.temperature, batch.world.group
             loss = (info_nce(anchor, positive, tau, group) + info_nce(positive, anchor, tau, group)) / 2
-            return {"loss": loss, **spread(features.pooled.detach())}
+            return {"loss": loss, **spreads}
         shift = _shift(batch)
         loss, active = triplet(anchor, positive, margin=self.config.margin, distance=self.config.distance,
                                shift=shift, group=batch.world.group)
-        return {"loss": loss, "active": active, **spread(features.pooled.detach())}
+        return {"loss": loss, "active": active, **spreads}
 
 
 def _views(config: Config) -> tuple[View, View]:

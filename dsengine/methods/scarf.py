@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
 from dsengine.kernels import nt_xent
-from dsengine.methods import Method
+from dsengine.methods import Method, by_view
 from dsengine.nn import noise
 from dsengine.nn.collapse import spread
 from dsengine.nn.heads import mlp
@@ -59,13 +59,15 @@ class Scarf(Method):
         self.projector = mlp(encoder.dim, config.hidden, config.out)
         self.views = (View(sensor=config.sensor), View(sensor=config.sensor, of="marginals"))
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
         (encoder,) = self.encoders.values()
         x = batch.views[0]
         pooled = encoder(torch.cat((x, corrupt(batch, self.config.rate)))).pooled
-        z_VBD = torch.stack(self.projector(pooled).chunk(2))
-        loss = nt_xent(z_VBD, self.config.temperature, batch.world.group)
-        return {"loss": loss, **spread(pooled.detach().chunk(2)[0])}
+        return {"z": by_view(self.projector(pooled), 2), "pooled": by_view(pooled.detach(), 2)}
+
+    def score(self, embedded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        loss = nt_xent(embedded["z"], self.config.temperature, batch.world.group)
+        return {"loss": loss, **spread(embedded["pooled"][0])}
 
 
 def corrupt(batch: Batch, rate: float) -> Tensor:

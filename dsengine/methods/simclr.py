@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
 from dsengine.kernels import nt_xent
-from dsengine.methods import Method
+from dsengine.methods import Method, by_view
 from dsengine.methods._two_views import TwoViews
 from dsengine.nn.collapse import spread
 from dsengine.nn.heads import mlp
@@ -56,21 +56,18 @@ class SimCLR(Method):
         self.projectors = nn.ModuleDict({key: mlp(encoder.dim, config.hidden, config.out) for key, encoder in encoders.items()})
         self.views = config.views() if not config.modalities else tuple(View(sensor=sensor) for sensor in config.modalities)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
         one_for_all = len(self.encoders) == 1
         inputs = [torch.cat(batch.views)] if one_for_all else batch.views
-        pooled = [encoder(x).pooled for encoder, x in zip(self.encoders.values(), inputs)]
-        z = [projector(h) for projector, h in zip(self.projectors.values(), pooled)]
-        z_VBD = torch.stack(z[0].chunk(2)) if one_for_all else torch.stack(z)
-        loss = nt_xent(z_VBD, self.config.temperature, batch.world.group)
-        return {"loss": loss, **self._spreads(pooled)}
+        pooled = {key: encoder(x).pooled for (key, encoder), x in zip(self.encoders.items(), inputs)}
+        z = [by_view(self.projectors[key](h), len(batch.views) // len(pooled)) for key, h in pooled.items()]
+        return {"z": torch.cat(z), **{key: by_view(h.detach(), len(z[0])) for key, h in pooled.items()}}
 
-    def _spreads(self, pooled: list[Tensor]) -> dict[str, Tensor]:
-        """Of each encoder under its own name, where there are several."""
-        found = {}
-        for key, features in zip(self.encoders, pooled):
-            found |= spread(features.detach(), "feature" if len(pooled) == 1 else f"{key}_feature")
-        return found
+    def score(self, embedded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        scores = {"loss": nt_xent(embedded["z"], self.config.temperature, batch.world.group)}
+        for key in self.encoders:  # each under its own name, where there are several
+            scores |= spread(embedded[key].flatten(0, 1), "feature" if len(self.encoders) == 1 else f"{key}_feature")
+        return scores
 
 
 def inputs(config: Config) -> dict[str, View]:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsengine.data.sample import Batch, View
-from dsengine.methods import Group, Method
+from dsengine.methods import Group, Method, by_view
 from dsengine.methods._two_views import TwoViews
 from dsengine.nn.collapse import spread
 from dsengine.nn.heads import mlp
@@ -40,6 +40,8 @@ class Config(TwoViews):
 class SimSiam(Method):
     """One encoder, two views."""
 
+    mean_over_samples = True
+
     def __init__(self, config: Config, encoders: dict[str, nn.Module]) -> None:
         super().__init__()
         self.config = config
@@ -52,13 +54,16 @@ class SimSiam(Method):
         self.predictor = mlp(config.dim, config.hidden, config.dim)
         self.views = config.views()
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
         (encoder,) = self.encoders.values()
         pooled = encoder(torch.cat(batch.views)).pooled
         z = self.projector(pooled)
-        (p1, p2), (z1, z2) = self.predictor(z).chunk(2), z.detach().chunk(2)
-        loss = -(_cosine(p1, z2) + _cosine(p2, z1)) / 2
-        return {"loss": loss, **spread(pooled.detach()), **spread(z.detach(), "projection")}
+        return {"p": by_view(self.predictor(z), 2), "z": by_view(z.detach(), 2), "pooled": by_view(pooled.detach(), 2)}
+
+    def score(self, embedded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        p, z = embedded["p"], embedded["z"]
+        loss = -(_cosine(p[0], z[1]) + _cosine(p[1], z[0])) / 2
+        return {"loss": loss, **spread(embedded["pooled"].flatten(0, 1)), **spread(z.flatten(0, 1), "projection")}
 
     def param_groups(self) -> list[Group]:
         """The predictor apart: with a falling learning rate it would lag behind what it has to predict (the paper's section 4.2)."""

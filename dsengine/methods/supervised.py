@@ -55,18 +55,20 @@ class Supervised(Method):
         self.views = (View(augment=Augment(dihedral=config.dihedral)),)
         self.label = config.label
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
         (encoder,) = self.encoders.values()
         features = encoder(batch.views[0])
-        if self.config.kind == "classmap":
-            logits = self.head(map_of(features, "supervised with a class map"))
-            if logits.shape[2:] != batch.label.shape[1:]:
-                logits = F.interpolate(logits, batch.label.shape[1:], mode="bilinear")
-        else:
-            logits = self.head(features.pooled)
+        is_map = self.config.kind == "classmap"
+        logits = self.head(map_of(features, "supervised with a class map") if is_map else features.pooled)
+        return {"logits": logits[None], "pooled": features.pooled.detach()[None]}
+
+    def score(self, embedded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        (logits,), (pooled,) = embedded["logits"], embedded["pooled"]
+        if self.config.kind == "classmap" and logits.shape[2:] != batch.label.shape[1:]:
+            logits = F.interpolate(logits, batch.label.shape[1:], mode="bilinear")
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         score = self._multilabel if self.config.kind == "multilabel" else self._classes
-        return {**score(logits, batch), **spread(features.pooled.detach())}
+        return {**score(logits, batch), **spread(pooled)}
 
     def _classes(self, logits: Tensor, batch: Batch) -> dict[str, Tensor]:
         known = batch.label >= 0

@@ -25,7 +25,7 @@ from dsengine.augment.params import Augment
 from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
 from dsengine.kernels import triplet
-from dsengine.methods import Method, map_of
+from dsengine.methods import Method, by_view, map_of
 from dsengine.nn.collapse import spread
 
 PRESETS = {"parity": {"margin": 0.1, "per_cell": True, "normalize": False, "neighbour": "literal", "dihedral": "none"}}
@@ -53,6 +53,8 @@ class Config:
 class T2V(Method):
     """One encoder for all bands; three patches a sample."""
 
+    mean_over_samples = True
+
     def __init__(self, config: Config, encoders: dict[str, nn.Module]) -> None:
         super().__init__()
         self.config = config
@@ -61,15 +63,18 @@ class T2V(Method):
         augment = Augment(dihedral=config.dihedral)
         self.views = (View(augment=augment), View(of="neighbour", scale_km=scale_km, augment=augment), View(of="distant", augment=augment))
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
         (encoder,) = self.encoders.values()
         features = encoder(torch.cat(batch.views))
         z = map_of(features, "t2v with per_cell") if self.config.per_cell else features.pooled
         if self.config.normalize:
             z = F.normalize(z, dim=1)
-        anchor, neighbour, distant = z.chunk(3)
+        return {"z": by_view(z, 3), "pooled": by_view(features.pooled.detach(), 3)}
+
+    def score(self, embedded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        anchor, neighbour, distant = embedded["z"]
         loss, active = triplet(anchor, neighbour, distant, margin=self.config.margin, distance=self.config.distance, group=batch.world.group)
-        return {"loss": loss, "active": active, **spread(features.pooled.detach())}
+        return {"loss": loss, "active": active, **spread(embedded["pooled"].flatten(0, 1))}
 
 
 def build(config: Config, encoders: dict[str, nn.Module]) -> T2V:

@@ -52,6 +52,8 @@ class Config:
 class VAE(Method):
     """One encoder with a map, one view."""
 
+    mean_over_samples = True
+
     def __init__(self, config: Config, encoders: dict[str, nn.Module]) -> None:
         super().__init__()
         self.config = config
@@ -63,19 +65,23 @@ class VAE(Method):
         self.decoder = Decoder(encoder.dim, encoder.in_channels)
         self.views = (View(augment=Augment(dihedral=config.dihedral)),)
 
-    def forward(self, batch: Batch) -> dict[str, Tensor]:
+    def embed(self, batch: Batch) -> dict[str, Tensor]:
         (encoder,) = self.encoders.values()
-        (x,) = batch.views
-        features = encoder(x)
+        features = encoder(batch.views[0])
         dense = map_of(features, "vae")
         mean, log_variance = self.mean(dense), self.log_variance(dense).clamp(-10, 10)
         drawn = self.decoder(self.widen(mean + self._noise(batch, log_variance)))
+        return {"drawn": drawn[None], "mean": mean[None], "log_variance": log_variance[None], "pooled": features.pooled.detach()[None]}
+
+    def score(self, embedded: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
+        drawn, mean, log_variance, pooled = (embedded[key][0] for key in ("drawn", "mean", "log_variance", "pooled"))
+        (x,) = batch.views
         drawn = drawn if drawn.shape == x.shape else F.interpolate(drawn, x.shape[2:], mode="bilinear")
         exact = torch.promote_types(drawn.dtype, torch.float32)
         error = F.mse_loss(drawn.to(exact), x.to(exact))
         kl = divergence(mean.to(exact), log_variance.to(exact)) / x[0].numel()
         return {"loss": error + self.config.beta * kl, "error": error.detach(), "kl": kl.detach(),
-                **spread(features.pooled.detach()), "reconstruction": drawn.detach()[:_PICTURES]}
+                **spread(pooled), "reconstruction": drawn.detach()[:_PICTURES]}
 
     def _noise(self, batch: Batch, log_variance: Tensor) -> Tensor:
         if not self.training:

@@ -13,8 +13,9 @@ from dsengine import dist
 from dsengine.data.loader import Loader
 from dsengine.data.sample import sized
 from dsengine.engine.optim import make_optimizer
+from dsengine.engine.precision import place
 from dsengine.engine.settings import TrainConfig
-from dsengine.engine.step import Step, forward, place
+from dsengine.engine.step import Step, forward
 from dsengine.nn.norm import running_statistics, set_groups
 
 BATCH, GROUP = 16, 4
