@@ -15,7 +15,6 @@ from dsengine.data.labels import LabelReader, label_tables
 from dsengine.data.loader import Loader
 from dsengine.data.reference import ReferenceLoader
 from dsengine.data.sample import View, band_names, num_channels
-from dsengine.engine import alarms
 from dsengine.engine.api import Run
 from dsengine.errors import UsageError
 
@@ -98,11 +97,6 @@ def test_an_encoder_has_as_many_channels_as_its_input(corpus: Corpus) -> None:
     cases = [(View(), 14), (View(sensor="s1"), 2), (View(bands=("B02", "VV")), 2), (View(sensor="s2", draw_bands=1), 1)]
     assert [num_channels(view, corpus.bands) for view, _ in cases] == [count for _, count in cases]
     assert band_names(View(sensor="s1"), corpus.bands) == ("VV", "VH")
-
-
-def test_a_collapsed_record_is_named_and_a_healthy_one_is_not() -> None:
-    assert alarms.collapsed({"loss": 0.0, "feature_std": 0.7, "feature_rank": 9.0}) == ""
-    assert alarms.collapsed({"feature_std": 0.0044, "target_rank": 1.01, "feature_rank": 2.0}) == "feature_std 0.0044, target_rank 1.01"
 
 
 def _run(corpus: Path, out: Path, method: dict, **more: dict) -> Run:

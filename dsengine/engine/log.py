@@ -11,6 +11,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
+from dsengine.engine.monitor import Monitor
+
 METRICS = "metrics.jsonl"
 
 
@@ -44,6 +46,7 @@ class RunLog:
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
                    TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
         self._progress = Progress(*columns, console=self.console, refresh_per_second=4, disable=not self.console.is_terminal)
+        self._monitor: Monitor | None = None
         self._task = self._progress.add_task("train", total=total, completed=start, note="")
 
     def __enter__(self) -> "RunLog":
@@ -54,6 +57,12 @@ class RunLog:
         self._progress.stop()
         self._board.close()
         self._file.close()
+        if self._monitor is not None:
+            self._monitor.close(failed=kind is not None)
+
+    def tell(self, monitor: Monitor | None) -> None:
+        """Have `monitor` told every record from now on."""
+        self._monitor = monitor
 
     def say(self, text: str) -> None:
         """One line for the person at the terminal."""
@@ -65,6 +74,8 @@ class RunLog:
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in record.items() if isinstance(value, float)]
         # One event for all: add_scalar would write one each, at ten times the cost.
         self._board.file_writer.add_summary(Summary(value=scalars), record["step"])
+        if self._monitor is not None:
+            self._monitor.write(record)
         if "loss" in record:
             note = f"loss {record['loss']:.4f}  {record['samples_per_s']:.1f} samples/s  data wait {record['data_wait']:.1%}"
             self._progress.update(self._task, completed=record["step"], note=note)

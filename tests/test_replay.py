@@ -1,0 +1,183 @@
+"""Captured steps: a failing one is written down as it was found, replays elsewhere without corpus or run, and names what broke it."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import dsengine
+from dsengine import cli
+from dsengine.corpus import open_corpus
+from dsengine.data import order
+from dsengine.engine import capture, replay
+from dsengine.errors import RunError, UsageError
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def planted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes tests/faults importable, here and in processes that are started."""
+    monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.setenv("PYTHONPATH", str(HERE))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+def _train(corpus: Path, out: Path, *, device: dict | None = None, method: dict | None = None, **train: object) -> None:
+    dsengine.train(corpus=str(corpus), out=str(out), device={"gpus": 0, **(device or {})}, encoder={"name": "faults.small"},
+                   method={"name": "faults.method", **(method or {})}, data={"size": 16},
+                   train={"max_steps": 6, "batch_size": 16, "precision": "fp32", "log_steps": 2, "heldout_samples": 2, "bn_group": 8, **train})
+
+
+def _failed(corpus: Path, out: Path, **more: dict) -> tuple[str, Path]:
+    """The message with which a run ends that goes wrong at step 3, and its capture."""
+    with pytest.raises(RunError) as caught:
+        _train(corpus, out, **more)
+    return str(caught.value), out / "captures" / "step-00000003"
+
+
+@pytest.fixture(scope="module")
+def whole(small_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run whose step 3 was captured on request."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(HERE))
+        _train(small_corpus, out, capture_step=3, log_steps=1)
+    return out
+
+
+def test_a_captured_step_replays_to_the_bit_and_the_record_of_the_run_says_the_same(whole: Path) -> None:
+    replayed = replay.replay(whole / "captures" / "step-00000003")
+    same, told = replay.verdict(replayed)
+    assert same and told == "equal to the captured one, bit for bit"
+    records = [json.loads(line) for line in (whole / "metrics.jsonl").read_text().splitlines()]
+    assert records[2]["step"] == 3 and records[2]["loss"] == replayed.scores["loss"]
+    norm = math.sqrt(sum(value**2 for value in replayed.gradient_norms.values()))
+    assert norm == pytest.approx(records[2]["gradient_norm"], rel=1e-6)
+    assert replayed.origin.forward == replayed.origin.backward == replayed.bad_input == ""
+
+
+def test_a_capture_is_plain_files_and_holds_all_that_a_step_needs(whole: Path, small_corpus: Path) -> None:
+    folder = whole / "captures" / "step-00000003"
+    assert sorted(path.name for path in folder.iterdir()) == ["batch.safetensors", "capture.json", "weights.safetensors"]
+    assert folder.stat().st_mode & 0o077 == 0  # a batch is the user's data
+    captured = capture.read(folder)
+    epoch, ids = order.batch_ids(open_corpus(small_corpus).rows("train"), seed=0, step=2, global_batch=16)
+    assert captured.batch.sample_id.tolist() == ids.tolist() and captured.about["epoch"] == epoch == 0
+    assert captured.batch.step == 2 and [tuple(x.shape) for x in captured.batch.views] == [(16, 14, 16, 16)] * 2
+    assert captured.about["versions"]["torch"] and captured.about["config"]["method"]["name"] == "faults.method"
+
+
+@pytest.mark.parametrize("precision", ["fp64", "bf16"])
+def test_it_replays_in_other_precisions_too(small_corpus: Path, tmp_path: Path, precision: str) -> None:
+    _train(small_corpus, tmp_path / "run", capture_step=2, max_steps=2, precision=precision)
+    assert replay.verdict(replay.replay(tmp_path / "run" / "captures" / "step-00000002")) == (True, "equal to the captured one, bit for bit")
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_term_step_and_samples_and_the_weights_of_that_step_are_captured(
+        small_corpus: Path, tmp_path: Path, whole: Path) -> None:
+    message, folder = _failed(small_corpus, tmp_path / "run", method={"fault": "loss", "at": 3})
+    ids = order.batch_ids(open_corpus(small_corpus).rows("train"), seed=0, step=2, global_batch=16)[1]
+    assert "the loss is not finite (loss on rank 0 of 1)" in message and "not finite at step 3, epoch 1" in message
+    assert f"sample ids: {', '.join(map(str, ids[:8]))}, ..." in message and f"`dsengine replay {folder}`" in message
+    ours, sound = (load_file(path / "weights.safetensors") for path in (folder, whole / "captures" / "step-00000003"))
+    trained = [name for name in ours if "running" not in name and "num_batches" not in name]
+    assert trained and all(torch.equal(ours[name], sound[name]) for name in trained)
+    replayed = replay.replay(folder)
+    assert replay.verdict(replayed)[0] and math.isnan(replayed.scores["loss"])
+    assert "no module's output: what the method computes of them gives loss" in "\n".join(replay.lines(replayed))
+
+
+def test_a_replay_names_the_module_that_made_it(small_corpus: Path, tmp_path: Path) -> None:
+    _, folder = _failed(small_corpus, tmp_path / "run", method={"fault": "module", "at": 3})
+    assert replay.replay(folder).origin.forward == "the output of breaking (Breaking), though its input is finite"
+
+
+def test_a_gradient_that_is_not_finite_under_a_finite_loss_is_found_and_the_loss_is_equal_to_the_bit(small_corpus: Path, tmp_path: Path) -> None:
+    message, folder = _failed(small_corpus, tmp_path / "run", method={"fault": "gradient", "at": 3})
+    assert "a gradient is not finite, though the loss is" in message
+    replayed = replay.replay(folder)
+    assert math.isfinite(replayed.scores["loss"]) and replay.verdict(replayed) == (True, "equal to the captured one, bit for bit")
+    assert replayed.origin.forward == "" and replayed.origin.backward == "in the backward pass of sound (Sound)"
+    assert not math.isfinite(replayed.gradient_norms["encoders.all.first.weight"]) and math.isfinite(replayed.gradient_norms["head.weight"])
+
+
+def test_a_batch_or_weight_that_is_not_finite_itself_is_said_first(whole: Path) -> None:
+    captured = capture.read(whole / "captures" / "step-00000003")
+    captured.batch.views[1][5, 0, 0, 0] = math.nan
+    captured.weights["head.bias"][0] = math.inf
+    assert replay._bad_input(captured) == f"weights before the step: head.bias; view 2 of samples {captured.batch.sample_id[5]}"
+
+
+def test_two_ranks_leave_one_capture_of_all_rows_and_the_rank_is_named(small_corpus: Path, tmp_path: Path) -> None:
+    message, folder = _failed(small_corpus, tmp_path / "run", device={"procs": 2}, method={"fault": "loss", "at": 3, "rank": 1})
+    ids = order.batch_ids(open_corpus(small_corpus).rows("train"), seed=0, step=2, global_batch=16)[1]
+    assert "loss on rank 1 of 2" in message and f"sample ids: {', '.join(map(str, ids[8:]))};" in message
+    captured = capture.read(folder)
+    assert captured.batch.sample_id.tolist() == ids.tolist() and captured.about["ranks"] == 2
+    assert [math.isnan(scores["loss"]) for scores in captured.about["scores_by_rank"]] == [False, True]
+
+
+def test_a_step_of_two_ranks_replays_on_one_to_rounding(small_corpus: Path, tmp_path: Path) -> None:
+    _train(small_corpus, tmp_path / "run", device={"procs": 2}, capture_step=2, max_steps=2, precision="fp64")
+    replayed = replay.replay(tmp_path / "run" / "captures" / "step-00000002")
+    assert replay.verdict(replayed)[0] and replayed.scores["loss"] == pytest.approx(replayed.captured.about["scores"]["loss"], rel=1e-9)
+
+
+def test_the_step_after_an_alarm_is_captured_where_that_is_asked_for(small_corpus: Path, tmp_path: Path) -> None:
+    _train(small_corpus, tmp_path / "run", method={"fault": "collapse", "at": 3}, capture_alarms=True, log_steps=1)
+    replayed = replay.replay(tmp_path / "run" / "captures" / "step-00000004")
+    assert replayed.captured.about["why"] == "the step after an alarm at step 3 (collapse)"
+    assert replay.verdict(replayed)[1] == "equal to the captured one, bit for bit"
+
+
+def test_another_process_replays_it_without_corpus_and_run(small_corpus: Path, tmp_path: Path) -> None:
+    corpus = shutil.copytree(small_corpus, tmp_path / "corpus")
+    _, folder = _failed(corpus, tmp_path / "run", method={"fault": "module", "at": 3})
+    moved = shutil.move(folder, tmp_path / "moved")
+    shutil.rmtree(tmp_path / "run")
+    shutil.rmtree(corpus)
+    done = subprocess.run([sys.executable, "-P", "-m", "dsengine.cli", "replay", str(moved)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "first in the output of breaking (Breaking), though its input is finite" in done.stdout
+    assert "equal to the captured one (both are not a number)" in done.stdout and "encoders.all.first.weight" in done.stdout
+
+
+@pytest.mark.parametrize("name", ["capture.json", "weights.safetensors", "batch.safetensors"])
+def test_a_damaged_capture_is_refused_in_one_line(whole: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str) -> None:
+    folder = shutil.copytree(whole / "captures" / "step-00000003", tmp_path / "copy")
+    data = bytearray((folder / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (folder / name).write_bytes(data)
+    assert cli.main(["replay", str(folder)]) == 1
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert f"capture {folder}" in line and name in line if name != "capture.json" else f"capture {folder}" in line
+
+
+def test_what_is_no_capture_is_refused_and_a_capture_cut_short_too(whole: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no capture"):
+        capture.read(tmp_path)
+    with pytest.raises(UsageError, match="is no capture"):
+        capture.read(whole)
+    folder = shutil.copytree(whole / "captures" / "step-00000003", tmp_path / "copy")
+    (folder / "batch.safetensors").unlink()
+    with pytest.raises(RunError, match="not readable"):
+        capture.read(folder)
+    (folder / "capture.json").write_text("{")
+    with pytest.raises(RunError, match="not readable"):
+        capture.read(folder)
+
+
+def test_a_loss_that_differs_is_told_with_how_far_and_fails_beyond_the_tolerance(whole: Path) -> None:
+    replayed = replay.replay(whole / "captures" / "step-00000003")
+    loss = replayed.scores["loss"]
+    for factor, within in ((1 + 1e-5, True), (1.01, False)):
+        same, told = replay.verdict(replayed._replace(scores={"loss": loss * factor}))
+        assert same == within and "allowed 0.001" in told and "differs" in told
+    assert not replay.verdict(replayed._replace(scores={"loss": math.nan}))[0]
