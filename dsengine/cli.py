@@ -1,4 +1,4 @@
-"""The `dsengine` command. Exit codes: 0 done, 1 the run failed, 2 the request was not legal."""
+"""The `dsengine` command. Exit codes: 0 done, 1 the run failed, 2 the request was not legal, 75 stopped by a signal and saved: start it again."""
 
 import argparse
 import os
@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import dsengine
-from dsengine.errors import RunError, UsageError, nearest
+from dsengine.errors import RunError, Stopped, UsageError, nearest
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -18,6 +18,8 @@ def main(argv: list[str] | None = None) -> int:
         return args.run(args)
     except UsageError as error:
         return _fail(error, 2)
+    except Stopped as stop:
+        return _fail(stop, 75) if int(os.environ.get("RANK", 0)) == 0 else 75
     except RunError as error:
         return _fail(error, 1)
     except KeyboardInterrupt:
@@ -45,6 +47,11 @@ def build_parser(argv: list[str]) -> argparse.ArgumentParser:
     evaluations.add_parser(subparsers)
     study.add_parser(subparsers)
     reports.add_parser(subparsers)
+    replay = subparsers.add_parser("replay", help="repeat a captured step on the CPU and say where it went wrong", description=(
+        "Repeat a step that a run captured (RUN/captures/step-XXXXXXXX), on one CPU, without its corpus: its loss, whether that is the captured one, "
+        "what first was not finite, and the norm of every gradient. Exit code 1 where the loss is not the captured one."))
+    replay.add_argument("capture", metavar="CAPTURE", help="the capture's folder")
+    replay.set_defaults(run=_replay)
     doctor = subparsers.add_parser("doctor", help="what is built, found and missing, and what to do about it")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -81,9 +88,11 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--encoder", metavar="NAME", help="encoder (default resnet18)")
     parser.add_argument("--corpus", metavar="PATH", help="corpus folder, made by `dsengine corpus build` or `synth`")
     parser.add_argument("--out", metavar="DIR", help="run folder (default: a new one under ./runs)")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in --out from its last checkpoint")
+    parser.add_argument("--resume", nargs="?", const="yes", choices=["yes", "auto"], metavar="auto",
+                        help="go on with the run in --out from its last checkpoint; auto: if there is one, else start it")
     parser.add_argument("--gpus", type=int, metavar="N", help="GPUs of this machine to use (default all; 0 is CPU)")
     parser.add_argument("--procs", type=int, metavar="N", help="ranks on CPU (default 1)")
+    parser.add_argument("--nodes", type=int, metavar="N", help="machines, on each of which the same command is started (default 1)")
     parser.add_argument("--resident", metavar="WHERE", help="keep decoded patches in memory: auto, gpu, ram or none (default auto)")
     parser.add_argument("--epochs", type=int, metavar="N", help="passes over the train split (default 20)")
     parser.add_argument("--batch-size", type=int, metavar="N", help="global batch over all ranks")
@@ -95,7 +104,8 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
 
 
 _FLAGS = {"method": "method.name", "encoder": "encoder.name", "corpus": "corpus", "out": "out", "gpus": "device.gpus",
-          "procs": "device.procs", "resident": "data.resident", "epochs": "train.epochs", "batch_size": "train.batch_size", "seed": "train.seed"}
+          "procs": "device.procs", "nodes": "device.nodes",
+          "resident": "data.resident", "epochs": "train.epochs", "batch_size": "train.batch_size", "seed": "train.seed"}
 
 
 def _train(args: argparse.Namespace) -> int:
@@ -104,21 +114,20 @@ def _train(args: argparse.Namespace) -> int:
     given = [configuration.nest(key, getattr(args, flag)) for flag, key in _FLAGS.items() if getattr(args, flag) is not None]
     file = [configuration.load_file(args.config)] if args.config else []
     settings = configuration.merge(*file, *given, *map(configuration.assignment, args.set))
-    if args.print_config:
-        from dsengine.engine.launch import configure
-
-        print(configuration.to_yaml(configure(settings, resume=args.resume)), end="")
-        return 0
     from dsengine.engine import launch
 
-    config = launch.configure(settings, resume=args.resume)
+    resume = launch.begun(settings) if args.resume == "auto" else args.resume is not None
+    config = launch.configure(settings, resume=resume)
+    if args.print_config:
+        print(configuration.to_yaml(config), end="")
+        return 0
     try:
-        folder = launch.run(config, resume=args.resume)
+        folder, leads = launch.run(config, resume=resume)
     except RunError:
         if config.out is not None and (Path(config.out) / "config.yaml").exists() and int(os.environ.get("RANK", 0)) == 0:
             _report(Path(config.out))
         raise
-    if int(os.environ.get("RANK", 0)) == 0:
+    if leads:
         _report(folder)
         print(_summary(folder))
     return 0
@@ -143,6 +152,14 @@ def _summary(folder: Path) -> str:
     text = ", ".join(f"{name.replace('_', '-')} {values[0]:.4f} -> {values[-1]:.4f}" for name, values in losses if values)
     return (f"done: {text}\n  run         {folder}\n  loss figure {folder / 'figures' / 'loss.png'}\n"
             f"  views       {folder / 'figures' / 'views.png'}\n  report      {folder / 'report.html'}\n  checkpoint  {latest(folder)[0].path}")
+
+
+def _replay(args: argparse.Namespace) -> int:
+    from dsengine.engine import replay
+
+    replayed = replay.replay(args.capture)
+    print("\n".join(replay.lines(replayed)))
+    return 0 if replay.verdict(replayed)[0] else 1
 
 
 def _doctor(args: argparse.Namespace) -> int:

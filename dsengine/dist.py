@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from datetime import timedelta
 from typing import NamedTuple
 
 import torch
@@ -21,18 +22,24 @@ class World(NamedTuple):
 
 
 SOLO = World()
+LOST_PEER = "lost another rank"  # how the message of an error begins of which another rank is the cause
+
+
+def lost_a_peer(error: BaseException) -> bool:
+    """Whether a collective failed, as it does when another rank ended."""
+    return isinstance(error, torch_dist.DistError) or "gloo" in str(error)
 
 
 def under_launcher() -> bool:
-    """Whether torchrun, SLURM's srun through it, or our own launcher started this process."""
+    """Whether torchrun, SLURM's srun (see `dsengine.engine.elastic_slurm`) or our own launcher started this process as a rank."""
     return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
-def join(device: torch.device) -> World:
-    """Join the process group of the environment (gloo on CPU, NCCL on CUDA); SOLO when there is none."""
+def join(device: torch.device, *, timeout_s: float = 1800.0) -> World:
+    """Join the process group of the environment (gloo on CPU, NCCL on CUDA); SOLO when there is none. A collective fails after timeout_s."""
     if not under_launcher():
         return SOLO
-    torch_dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    torch_dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=timedelta(seconds=timeout_s))
     return World(torch_dist.get_rank(), torch_dist.get_world_size(), torch_dist.group.WORLD)
 
 
@@ -40,6 +47,28 @@ def leave(world: World) -> None:
     """Leave the process group joined by `join`."""
     if world.group is not None:
         torch_dist.destroy_process_group()
+
+
+class Exchange(NamedTuple):
+    """An all-reduce on its way."""
+
+    work: torch_dist.Work
+    value: torch.Tensor  # (1,) int32 on the host
+
+    def result(self) -> int:
+        """Waits for the slowest rank to have begun it."""
+        self.work.wait()
+        return int(self.value)
+
+
+def side_group(world: World, *, timeout_s: float) -> torch_dist.ProcessGroup | None:
+    """A gloo group of all ranks beside the one that gradients take, for words between hosts; None for a rank alone."""
+    return None if world.size == 1 else torch_dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+
+
+def begin_max(value: torch.Tensor, group: torch_dist.ProcessGroup) -> Exchange:
+    """Begin to find the greatest `value` (1,) int32 of all ranks, in place."""
+    return Exchange(torch_dist.all_reduce(value, op=torch_dist.ReduceOp.MAX, group=group, async_op=True), value)
 
 
 def rank_in(group: torch_dist.ProcessGroup | None) -> int:

@@ -1,4 +1,4 @@
-"""The two ways a command ends badly; both print as one line. Everything else is a bug and keeps its traceback."""
+"""The ways a command ends early; each prints as one line. Everything else is a bug and keeps its traceback."""
 
 import difflib
 from collections.abc import Iterable
@@ -10,6 +10,10 @@ class UsageError(ValueError):
 
 class RunError(RuntimeError):
     """A legal request failed on the way: damaged data, a full disk, a non-finite loss (exit code 1)."""
+
+
+class Stopped(RunError):
+    """A run was asked to stop by a signal, saved itself and did: going on with it loses nothing (exit code 75, as EX_TEMPFAIL of sysexits.h)."""
 
 
 def nearest(name: str, legal: Iterable[str]) -> str:

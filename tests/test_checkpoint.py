@@ -76,10 +76,10 @@ def test_a_damaged_newest_checkpoint_is_passed_over_and_named(tmp_path: Path, na
     assert len(passed) == 1 and "step-00000002" in passed[0] and "\n" not in passed[0]
 
 
-@pytest.mark.parametrize("point", ["save_file", "torch.save", "_sync", "os.replace"])
+@pytest.mark.parametrize("point", ["save_file", "torch.save", "sync", "os.replace"])
 def test_a_save_that_dies_anywhere_leaves_the_previous_checkpoint(tmp_path: Path, point: str, monkeypatch: pytest.MonkeyPatch) -> None:
     _save(tmp_path, 1)
-    target = {"save_file": (checkpoint, "save_file"), "torch.save": (torch, "save"), "_sync": (checkpoint, "_sync"), "os.replace": (os, "replace")}
+    target = {"save_file": (checkpoint, "save_file"), "torch.save": (torch, "save"), "sync": (checkpoint, "sync"), "os.replace": (os, "replace")}
 
     def die(*_: object) -> None:
         raise OSError(28, "No space left on device")

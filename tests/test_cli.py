@@ -16,7 +16,7 @@ from dsengine.corpus import open_corpus
 from dsengine.corpus.seal import seal
 from dsengine.engine.log import read_metrics
 
-TRAIN_FLAGS = {"--help", "--method", "--encoder", "--corpus", "--out", "--resume", "--gpus", "--procs", "--resident", "--epochs", "--batch-size",
+TRAIN_FLAGS = {"--help", "--method", "--encoder", "--corpus", "--out", "--resume", "--gpus", "--procs", "--nodes", "--resident", "--epochs", "--batch-size",
                "--seed", "--config", "--set", "--print-config"}
 
 

@@ -1,21 +1,26 @@
 """Checkpoints that a kill cannot damage, and reading the encoder back out of one.
 
 A checkpoint is a folder `checkpoints/step-00000080` with model.safetensors, state.pt (optimiser; loads with
-weights_only=True) and manifest.json (step, configuration, corpus contract, sha256 of the others), written last. It is
-staged beside its final place, synced, and renamed: a folder with its final name is whole.
+weights_only=True) and manifest.json (step, configuration, corpus contract, held-out loss, sha256 of the others), written
+last. It is staged beside its final place, synced, and renamed: a folder with its final name is whole. Names that begin
+with a dot are on their way in or out. Nothing in it depends on the number of ranks.
 """
 
+import errno
 import hashlib
 import json
+import math
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from dsengine.corpus.schema import Contract
 from dsengine.encoders import build_encoder, shape_of
@@ -33,35 +38,107 @@ class Checkpoint(NamedTuple):
     inputs: dict[str, dict] | None = None  # as given to `save`
 
 
-def save(run: Path, *, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, loader: dict[str, int],
-         config: dict, contract: Contract, keep: int, inputs: dict[str, dict] | None = None) -> Path:
-    """Write the checkpoint of `step`, then remove all but the newest `keep`; RunError when the disk refuses.
+class State(NamedTuple):
+    """What a checkpoint holds besides what stays the same all through a run."""
 
-    inputs: {encoder's name: {"bands": places in the contract, "in_channels": number}}; None: one, of all bands. Later ones go too: if there are any, this run was resumed from before them, because they are damaged.
+    step: int
+    model: dict[str, Tensor]
+    optimizer: dict  # `Optimizer.state_dict()`
+    loader: dict[str, int]  # the loader's position
+    heldout_loss: float | None = None  # of these weights, where it was measured
+
+
+def save(run: Path, *, step: int, method: nn.Module, optimizer: torch.optim.Optimizer, loader: dict[str, int], config: dict, contract: Contract,
+         keep: int, inputs: dict[str, dict] | None = None, heldout_loss: float | None = None) -> Path:
+    """Write the checkpoint of `step` and wait for it; see `write`."""
+    state = State(step, method.state_dict(), optimizer.state_dict(), loader, heldout_loss)
+    return write(run, state, config=config, contract=contract, keep=keep, inputs=inputs)
+
+
+def write(run: Path, state: State, *, config: dict, contract: Contract, keep: int, inputs: dict[str, dict] | None = None) -> Path:
+    """Write a checkpoint, then remove all but the newest `keep` and the one of the least held-out loss; RunError when the disk refuses.
+
+    inputs: {encoder's name: {"bands": places in the contract, "in_channels": number}}; None: one, of all bands. Later ones go too: if there are any,
+    this run was resumed from before them, because they are damaged. `checkpoints/best` is a link to the one of the least held-out loss.
     """
-    final = run / "checkpoints" / f"step-{step:08d}"
+    final = run / "checkpoints" / f"step-{state.step:08d}"
     stage = final.with_name(f".{final.name}.part")
     try:
-        shutil.rmtree(stage, ignore_errors=True)
+        _sweep(run)
         stage.mkdir(parents=True)
-        save_file({k: v.contiguous() for k, v in method.state_dict().items()}, stage / "model.safetensors")
-        torch.save(optimizer.state_dict(), stage / "state.pt")
+        sync(run)
+        save_file({k: v.contiguous() for k, v in state.model.items()}, stage / "model.safetensors")
+        with open(stage / "state.pt", "wb") as file:  # the error of a file of Python's says what is wrong, that of torch's own does not
+            torch.save(state.optimizer, file)
         hashes = {name: _sha256(stage / name) for name in ("model.safetensors", "state.pt")}
-        manifest = {"format": 1, "step": step, "loader": loader, "config": config, "contract": contract.to_json(), "inputs": inputs,
-                    "sha256": hashes}
+        manifest = {"format": 1, "step": state.step, "loader": state.loader, "config": config, "contract": contract.to_json(), "inputs": inputs,
+                    "heldout_loss": state.heldout_loss, "sha256": hashes}
         manifest["manifest_sha256"] = _digest(manifest)
         (stage / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in [*stage.iterdir(), stage]:
-            _sync(path)
-        shutil.rmtree(final, ignore_errors=True)  # the same step again, after a resume from an older one
+            sync(path)
+        _remove(final)  # the same step again, after a resume from an older one
         os.replace(stage, final)
-        _sync(final.parent)
-    except OSError as error:
-        raise RunError(f"checkpoint {final}: cannot be written ({error.strerror or error}); older ones are untouched") from error
-    later = [folder for folder in _folders(run) if folder.name > final.name]
-    for folder in later + [folder for folder in _folders(run) if folder not in later][keep:]:
-        shutil.rmtree(folder, ignore_errors=True)
+        sync(final.parent)
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise RunError(f"checkpoint {final}: cannot be written ({why(error)}); older ones are untouched") from error
+    _prune(run, newest=final, keep=keep)
     return final
+
+
+def why(error: BaseException) -> str:
+    """The operating system's words for what a disk refused, also where a library wrapped them in its own."""
+    for code in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if f"os error {code}" in str(error):
+            return os.strerror(code)
+    if not isinstance(error, OSError) and error.__context__ is not None:
+        return why(error.__context__)
+    return getattr(error, "strerror", None) or str(error)
+
+
+def best(run: Path) -> Path | None:
+    """The checkpoint of the least held-out loss among those on disk, the newest of equals; None where none has one."""
+    losses = [(loss, -number, folder) for number, folder in enumerate(reversed(_folders(run))) if (loss := _heldout_loss(folder)) is not None]
+    return min(losses)[2] if losses else None
+
+
+def _heldout_loss(folder: Path) -> float | None:
+    try:
+        loss = json.loads((folder / "manifest.json").read_text()).get("heldout_loss")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return loss if isinstance(loss, float) and math.isfinite(loss) else None
+
+
+def _prune(run: Path, *, newest: Path, keep: int) -> None:
+    """Point `best` at the best, and remove what need not be kept."""
+    for folder in _folders(run):
+        if folder.name > newest.name:
+            _remove(folder)
+    chosen = best(run)
+    if chosen is not None:
+        link, part = newest.with_name("best"), newest.with_name(".best.part")
+        with suppress(OSError):  # a file system without links: `best` finds it all the same
+            part.unlink(missing_ok=True)
+            part.symlink_to(chosen.name)
+            os.replace(part, link)
+    for folder in _folders(run)[keep:]:
+        if folder != chosen:
+            _remove(folder)
+
+
+def _remove(folder: Path) -> None:
+    """Out of sight at once, so that a kill on the way leaves no half of a checkpoint under its name; then off the disk."""
+    gone = folder.with_name(f".{folder.name}.old")
+    with suppress(OSError):
+        os.replace(folder, gone)
+        shutil.rmtree(gone, ignore_errors=True)
+
+
+def _sweep(run: Path) -> None:
+    """Remove what a killed save left."""
+    for path in (run / "checkpoints").glob(".step-*"):
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def latest(run: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -160,7 +237,8 @@ def _digest(manifest: dict) -> str:
     return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

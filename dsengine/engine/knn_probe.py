@@ -27,29 +27,27 @@ _BANK, _ASKED = 2048, 512  # most samples of the train and the val split
 _BATCH = 64
 
 
-def chosen_label(corpus: Corpus | SeriesCorpus, label: str | None, *, every: int | None) -> str | None:
-    """The label that the probe is to predict, None for no probe (`every` None); UsageError where that cannot be."""
+def chosen_label(corpus: Corpus | SeriesCorpus, label: str | None, *, every: int | None, where: str | None) -> str | None:
+    """The label that a probe `every` so many epochs is to predict, `label` as it is where that is None; UsageError where that cannot be."""
     if every is None:
         return label
     tables = label_tables(corpus)
-    fitting = [name for name, table in tables.items() if table.kind in KINDS]
-    if label is None and len(fitting) == 1:
-        return fitting[0]
-    if label is None:
-        raise UsageError(f"train.knn_epochs={every}: needs a label of kind {' or '.join(KINDS)}; {corpus.path} has {', '.join(fitting) or 'none'}"
-                         + ("; name one, train.knn_label" if fitting else ""))
-    if label not in fitting:
-        raise UsageError(f"train.knn_label={label!r}: no label of kind {' or '.join(KINDS)}; {nearest(label, fitting)}")
-    return label
+    fitting = [name for name, table in tables.items() if table.kind in KINDS and len(table.values) > 1]
+    if label is None and len(fitting) != 1:
+        raise UsageError(f"train.knn_epochs={every}: needs a label of kind {' or '.join(KINDS)} with 2 classes or more; {corpus.path} has "
+                         + (f"{', '.join(fitting)}; name one, train.knn_label" if fitting else "none"))
+    if label is not None and label not in fitting:
+        raise UsageError(f"train.knn_label={label!r}: no label of kind {' or '.join(KINDS)} with 2 classes or more; {nearest(label, fitting)}")
+    if empty := [split for split in ("train", "val") if not len(corpus.rows(split, where))]:
+        raise UsageError(f"train.knn_epochs={every}: the {empty[0]} split of {corpus.path} is empty; legal: a corpus with both, or no train.knn_epochs")
+    return label or fitting[0]
 
 
 class Probe:
     """A context manager that holds the probe's two loaders."""
 
     def __init__(self, corpus: Corpus | SeriesCorpus, view: View, loading: dict[str, Any], *, label: str) -> None:
-        """view: what the encoder reads, its size filled in. loading: as of the run's own batches. UsageError for a split without samples."""
-        if len(label_tables(corpus)[label].values) < 2:
-            raise UsageError(f"train.knn_label={label}: {corpus.path} names fewer than 2 classes of it")
+        """view: what the encoder reads, its size filled in. loading: as of the run's own batches."""
         self._classes = len(label_tables(corpus)[label].values)
         loading = {**loading, "label": label}
         self._open = ExitStack()

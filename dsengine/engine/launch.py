@@ -1,28 +1,26 @@
 """From a configuration to running ranks: prepares the run folder, starts the processes, joins them.
 
-One rank trains in this process. More ranks are started by torch's elastic launcher, each as
-`python -m dsengine.engine.launch`; the same module is what torchrun or srun start on many nodes.
+One rank trains in this process. More ranks are started by torch's elastic launcher (`engine.elastic`), each as
+`python -m dsengine.engine.launch`; torchrun and srun start the command line itself as ranks.
 """
 
 import ctypes
+import errno
 import fcntl
 import json
-import logging
 import os
 import signal
 import sys
 import time
 import traceback
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
-from torch.distributed.elastic.multiprocessing.api import SignalException
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, get_error_handler
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+from torch.distributed.elastic.multiprocessing.errors import get_error_handler
 
 from dsengine import config as configuration
 from dsengine import dist
@@ -32,19 +30,22 @@ from dsengine.corpus.default import default_corpus
 from dsengine.corpus.storage import absolute
 from dsengine.data.open import check_request
 from dsengine.data.sample import sized
-from dsengine.engine import checkpoint, plan
+from dsengine.engine import checkpoint, elastic, elastic_beat, elastic_slurm, plan
 from dsengine.engine.history import noted
 from dsengine.engine.train import fresh_method, train
-from dsengine.errors import RunError, UsageError
+from dsengine.errors import RunError, Stopped, UsageError
 from dsengine.methods import corpus_kind
 
-_LOCK = ".lock"
+_LOCK, _PART = ".lock", ".config.yaml.part"
+_OURS = {_LOCK, _PART, elastic_beat.FOLDER}  # what a run that was killed before it began may leave
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}
 _ENCODERS = {"patches": "resnet18", "pixels": "resmlp", "series": "temporal"}  # of a run that names none
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 # What a resumed run may change; every other setting decides what the figures of the run mean.
 _FREE = {"out", "corpus", "train.epochs", "train.max_steps", "train.log_steps", "train.checkpoint_steps",
-         "train.keep_checkpoints", "train.heldout_samples", "data.threads", "data.prefetch", "data.resident", "data.timeout_s", "device.gpus", "device.procs"}
+         "train.keep_checkpoints", "train.heldout_samples", "train.knn_epochs", "train.knn_label",
+         "train.capture_step", "train.capture_alarms", "train.monitor", "data.threads", "data.prefetch", "data.resident", "data.timeout_s"}
 
 
 def configure(settings: dict, *, resume: bool = False) -> RunConfig:
@@ -63,7 +64,7 @@ def configure(settings: dict, *, resume: bool = False) -> RunConfig:
     config = configuration.resolve(configuration.merge(saved, settings))
     # What the saved file does not name, because it is of an older version, had its default.
     before, now = (configuration.flatten(configuration.dump(x)) for x in (configuration.resolve(saved), config))
-    for key in now.keys() - _FREE:
+    for key in sorted(key for key in now.keys() - _FREE if not key.startswith("device.")):
         if before.get(key) != now[key]:
             raise UsageError(f"{key}={now[key]}: the run in {settings['out']} has {before.get(key)}, "
                              "and resuming cannot change it; start a new run")
@@ -82,12 +83,30 @@ def _with_encoder(settings: dict) -> dict:
     return configuration.merge(settings, {"encoder": {"name": _ENCODERS[kind]}})
 
 
-def run(config: RunConfig, *, resume: bool = False) -> Path:
-    """Train `config` on as many ranks as it asks for; returns the run folder.
+def begun(settings: dict) -> bool:
+    """Whether the folder that `settings` name holds a run, to be gone on with; what `--resume auto` asks."""
+    return settings.get("out") is not None and (Path(settings["out"]) / "config.yaml").exists()
 
-    Everything that can be refused is refused here, before a process starts or a file is written.
+
+class Ended(NamedTuple):
+    """A run that came to its end."""
+
+    folder: Path
+    leads: bool  # whether this process, of all that ran, is the one to speak for it
+
+
+def run(config: RunConfig, *, resume: bool = False) -> Ended:
+    """Train `config` on as many ranks as it asks for.
+
+    Everything that can be refused is refused here, before a process starts or a file is written. Raises UsageError, RunError,
+    or Stopped when a signal asked the run to save and end.
     """
+    if config.device.nodes == 1:
+        elastic_slurm.adopt()
     kind, ranks = _ranks(config)
+    if config.device.nodes > 1 and not dist.under_launcher():
+        return Ended(Path(config.out or "."), elastic.train_on_nodes(config, kind=kind, ranks=ranks, resume=resume))
+    elastic.check_restarts(config, ranks)
     if config.corpus is None:
         config = replace(config, corpus=str(default_corpus(corpus_kind(config.method))))
     corpus = open_corpus(config.corpus)
@@ -96,18 +115,33 @@ def run(config: RunConfig, *, resume: bool = False) -> Path:
         checkpoint.check_resumable(Path(config.out), contract, what=f"corpus {config.corpus}")
     config = replace(config, corpus=absolute(config.corpus))
     config = plan.complete(config, corpus, ranks=ranks, device=torch.device(kind))
+    if config.device.restart_ranks is not None:
+        plan.complete(config, corpus, ranks=config.device.restart_ranks, device=torch.device(kind))  # refuses what does not divide
     method = fresh_method(config, corpus.bands, contract=None if resume else contract)
     check_request(corpus, sized(method.views, config.data.size), global_batch=config.train.batch_size,
                   where=config.data.where, device=kind, resident=config.data.resident, ranks=ranks)
     folder = _run_folder(config, resume)
     with _only_writer(folder):
-        _write_config(config, folder)
-        with noted(folder, device=kind, ranks=ranks, resumed=resume) if _leads() else nullcontext():
-            if ranks == 1 or dist.under_launcher():
-                rank_main(config, folder, kind=kind, resume=resume)
+        with _disk_named(folder):
+            _write_config(config, folder)
+            if dist.under_launcher() or (ranks == 1 and not config.device.max_restarts):
+                with noted(folder, device=kind, ranks=ranks, resumed=resume) if _leads() else nullcontext():
+                    rank_main(config, folder, kind=kind, resume=resume)
             else:
-                _start_ranks(config, folder, kind=kind, ranks=ranks, resume=resume)
-    return folder
+                elastic.train_here(config, folder, kind=kind, ranks=ranks, resume=resume)
+    return Ended(folder, _leads())
+
+
+@contextmanager
+def _disk_named(folder: Path) -> Iterator[None]:
+    """A disk that refuses is damage that the user can mend: a RunError, whoever met it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK:
+            raise
+        raise RunError(f"{error.filename or folder}: cannot be written ({error.strerror}); make room, then `--resume` with the same --out "
+                       "goes on from the last checkpoint") from error
 
 
 def _ranks(config: RunConfig) -> tuple[str, int]:
@@ -120,16 +154,29 @@ def _ranks(config: RunConfig) -> tuple[str, int]:
 
 def rank_main(config: RunConfig, folder: Path, *, kind: str, resume: bool) -> None:
     """What one rank does."""
-    device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0))) if kind == "cuda" else torch.device("cpu")
+    device = torch.device("cpu")
     if kind == "cuda":
+        # A launcher that gives each process a GPU of its own shows it that one alone.
+        device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         torch.cuda.set_device(device)
     else:
         keep_big_blocks()
-    world = dist.join(device)
+    # The heartbeat, which can say who is missing, comes first.
+    world = dist.join(device, timeout_s=config.device.collective_timeout_s + 60)
     if kind == "cpu" and world.size > 1:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // world.size))
-    train(config, folder, world=world, device=device, resume=resume)
-    dist.leave(world)  # only after success: leaving waits for peers, and a failing rank must not
+    try:
+        with _disk_named(folder):
+            train(config, folder, world=world, device=device, resume=resume)
+    except Stopped:
+        dist.leave(world)
+        raise
+    except Exception as error:
+        if isinstance(error, (UsageError, RunError)) or not dist.lost_a_peer(error):
+            raise
+        gone = elastic_beat.lost(folder, elastic.batches(config, world.size))
+        raise RunError(f"{dist.LOST_PEER}: {gone}; `--resume` with the same --out goes on from the last checkpoint") from error
+    dist.leave(world)  # not after a failure: leaving waits for peers, and a failing rank must not
 
 
 def keep_big_blocks() -> None:
@@ -149,7 +196,7 @@ def _run_folder(config: RunConfig, resume: bool) -> Path:
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"out={folder}: is a file; give a new or an empty folder")
     try:
-        if _leads() and not resume and folder.exists() and any(path.name != _LOCK for path in folder.iterdir()):
+        if _leads() and not resume and folder.exists() and any(path.name not in _OURS for path in folder.iterdir()):
             raise UsageError(f"out={folder}: is not empty; give another folder, or --resume to go on with the run in it")
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -182,36 +229,10 @@ def _only_writer(folder: Path) -> Iterator[None]:
 
 def _write_config(config: RunConfig, folder: Path) -> None:
     if _leads():
-        part = folder / ".config.yaml.part"
+        part = folder / _PART
         part.write_text(configuration.to_yaml(replace(config, out=str(folder))))
+        checkpoint.sync(part)
         os.replace(part, folder / "config.yaml")
-
-
-def _start_ranks(config: RunConfig, folder: Path, *, kind: str, ranks: int, resume: bool) -> None:
-    task = json.dumps({"config": configuration.dump(config), "folder": str(folder.resolve()), "kind": kind, "resume": resume,
-                       "parent": os.getpid()})
-    launch = LaunchConfig(min_nodes=1, max_nodes=1, nproc_per_node=ranks, run_id=uuid.uuid4().hex, rdzv_backend="c10d",
-                          rdzv_endpoint="localhost:0", max_restarts=0, monitor_interval=0.2)
-    logging.getLogger("torch.distributed.elastic").setLevel(logging.CRITICAL)  # the errors below say it in one line
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT)}
-    try:
-        elastic_launch(launch, sys.executable)("-P", "-m", "dsengine.engine.launch", task)
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise _as_own_error(rank, failure.message) from error
-    except SignalException as stop:
-        raise KeyboardInterrupt from stop
-    finally:
-        for number, handler in handlers.items():  # the launcher leaves its own behind
-            signal.signal(number, handler)
-
-
-def _as_own_error(rank: int, message: object) -> Exception:
-    text = message.get("message", "") if isinstance(message, dict) else str(message)
-    name, _, rest = text.partition(": ")
-    if name == "UsageError":
-        return UsageError(rest)
-    return RunError(f"rank {rank}: {rest if name == 'RunError' else text}")
 
 
 def _main() -> None:
@@ -220,11 +241,19 @@ def _main() -> None:
     handler.initialize()
     task = json.loads(sys.argv[1])
     _die_with(task["parent"])
+    config = configuration.resolve(task["config"])
+    resume = task["resume"] or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     try:
-        rank_main(configuration.resolve(task["config"]), Path(task["folder"]), kind=task["kind"], resume=task["resume"])
+        if task["folder"] is None:
+            run(config, resume=resume)
+        else:
+            rank_main(config, Path(task["folder"]), kind=task["kind"], resume=resume)
+    except Stopped as stop:
+        if _leads():
+            (Path(config.out) / elastic_beat.FOLDER / elastic.STOPPED).write_text(str(stop))
     except BaseException as error:
         handler.record_exception(error)
-        if not isinstance(error, (UsageError, RunError, KeyboardInterrupt)) and not _lost_a_peer(error):
+        if not isinstance(error, (UsageError, RunError, KeyboardInterrupt)):
             traceback.print_exc()
         # Not sys.exit: peers wait in a collective for this rank, and destroying the group politely would wait for them.
         os._exit(1)
@@ -235,11 +264,6 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:  # it died before the line above
         os._exit(1)
-
-
-def _lost_a_peer(error: BaseException) -> bool:
-    """Whether a collective failed because another rank ended; that rank has the story to tell."""
-    return isinstance(error, torch.distributed.DistError) or "gloo" in str(error)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from dsengine.config import RunConfig
 from dsengine.corpus import Corpus, SeriesCorpus
 from dsengine.data.labels import label_tables
 from dsengine.data.sample import default_crop
+from dsengine.engine import knn_probe, monitor
 from dsengine.engine.settings import TrainConfig
 from dsengine.errors import UsageError
 
@@ -34,11 +35,17 @@ def complete(config: RunConfig, corpus: Corpus | SeriesCorpus, *, ranks: int, de
     train = config.train
     batch = _given(train.batch_size, _batch_size(rows, ranks))
     _check_batch(batch, rows, ranks, corpus.kind, "" if config.data.where is None else f" with data.where={config.data.where}")
-    group = _given(train.bn_group, _largest_divisor(batch // ranks, at_most=128))
-    _check_group(group, batch, ranks)
+    if train.micro_batch is not None and (batch // ranks) % train.micro_batch:
+        legal = ", ".join(map(str, _divisors(batch // ranks)))
+        raise UsageError(f"train.micro_batch={train.micro_batch}: each rank's {batch // ranks} samples must be whole micro-batches; legal: {legal}")
+    group = _given(train.bn_group, _largest_divisor(_given(train.micro_batch, batch // ranks), at_most=128))
+    if group != "global":
+        _check_group(group, train.micro_batch, batch, ranks)
     steps = rows // batch
     train = replace(train, batch_size=batch, bn_group=group, precision=_precision(train.precision, device),
                     log_steps=_given(train.log_steps, max(1, steps // 10)), checkpoint_steps=_given(train.checkpoint_steps, steps))
+    train = replace(train, knn_label=knn_probe.chosen_label(corpus, train.knn_label, every=train.knn_epochs, where=config.data.where))
+    monitor.installed(train.monitor)
     cores = len(os.sched_getaffinity(0))
     data = replace(config.data, size=size, threads=_given(config.data.threads, max(1, min(8, cores // ranks))))
     method = methods.complete(config.method, config.method_config, label_tables(corpus))
@@ -81,7 +88,7 @@ def _takes(encoder: str) -> str:
     return _TAKES[getattr(plugin.find("dsengine.encoders", encoder), "INPUT", "image")]
 
 
-def _given(value: int | None, default: int) -> int:
+def _given(value: int | str | None, default: int) -> int | str:
     return default if value is None else value
 
 
@@ -109,17 +116,25 @@ def _check_batch(batch: int, rows: int, ranks: int, kind: str, met: str) -> None
                          f"legal near it: {batch // ranks * ranks or ranks}, {(batch // ranks + 1) * ranks}")
 
 
-def _check_group(group: int, batch: int, ranks: int) -> None:
+def _check_group(group: int, micro: int | None, batch: int, ranks: int) -> None:
     local = batch // ranks
+    if micro is not None and micro % group:
+        whole = [m for m in _divisors(local) if m % group == 0]
+        raise UsageError(f"train.bn_group={group}: a micro-batch of {micro} samples must be whole groups; legal: {', '.join(map(str, _divisors(micro)))}, "
+                         f"or, with {group}, train.micro_batch={' or '.join(map(str, whole)) or 'none'}")
     if local % group:
-        legal = [d for d in range(1, local + 1) if local % d == 0]
+        legal = _divisors(local)
         counts = [r for r in range(1, batch + 1) if batch % (r * group) == 0]
         raise UsageError(f"train.bn_group={group}: each rank's {local} samples must be whole groups; legal: {', '.join(map(str, legal))}, "
                          f"or, with {group}, {', '.join(map(str, counts)) or 'no number of'} ranks")
 
 
+def _divisors(number: int) -> list[int]:
+    return [d for d in range(1, number + 1) if number % d == 0]
+
+
 def _largest_divisor(number: int, *, at_most: int) -> int:
-    return next(d for d in range(min(number, at_most), 0, -1) if number % d == 0)
+    return max(d for d in _divisors(number) if d <= at_most)
 
 
 def _precision(wanted: str, device: torch.device) -> str:

@@ -28,15 +28,27 @@ class TrainConfig:
     restart_mult: int = 1  # each later one is so many times as long as the one before
     seed: int = 0
     precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"  # auto: bf16 where the device computes in it, else fp32
-    bn_group: int | None = None  # samples of one view that share BatchNorm statistics; None: min(128, batch / ranks)
+    micro_batch: int | None = None  # samples a rank takes through the encoder at a time, to save memory; the step is the same. None: all of its batch
+    # Samples of one view that share BatchNorm statistics; global: all, over all ranks. None: at most 128, of a rank's pass.
+    bn_group: int | Literal["global"] | None = None
     log_steps: int | None = None  # None: about 10 lines an epoch
     checkpoint_steps: int | None = None  # None: at the end of every epoch
     keep_checkpoints: int = 2  # at least 2: the newest may be the one that a crash cut off
     heldout_samples: int = 512  # most samples of the val split that heldout_loss looks at
+    knn_epochs: int | None = None  # k-NN accuracy every so many epochs, and at the end; None: never
+    knn_label: str | None = None  # of these; None: the only label of classes that the corpus has
+    capture_step: int | None = None  # this step, counted from 1, is written to captures/ for `dsengine replay`, as a step that fails is
+    capture_alarms: bool = False  # the step after a loss spike, collapse or dead gradients too
+    monitor: Literal["none", "wandb", "mlflow"] = "none"  # a service that is told every record besides metrics.jsonl and TensorBoard
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "max_steps", "bn_group", "log_steps", "checkpoint_steps", "restart_epochs", "restart_mult"):
+        for name in ("epochs", "max_steps", "micro_batch", "log_steps", "checkpoint_steps", "restart_epochs", "restart_mult", "knn_epochs",
+                     "capture_step"):
             _at_least(self, name, 1)
+        if self.bn_group != "global":
+            _at_least(self, "bn_group", 1)
+        elif self.micro_batch is not None:
+            raise UsageError(f"micro_batch={self.micro_batch}: bn_group=global needs every sample in one pass; legal: leave micro_batch out, or a bn_group of samples")
         for name in ("weight_decay", "warmup_steps", "min_lr", "momentum"):
             _at_least(self, name, 0)
         _at_least(self, "batch_size", 2, why="a sample needs others to differ from")
@@ -76,11 +88,18 @@ class DeviceConfig:
     """`device.*`: where the run happens; no figure of the run depends on it beyond rounding."""
 
     gpus: int | None = None  # None: all that are visible; 0: CPU
-    procs: int = 1  # ranks on CPU
+    procs: int = 1  # ranks on CPU, of each machine
+    nodes: int = 1  # machines, each with as many ranks; the same command is started on every one
+    rendezvous: str | None = None  # HOST:PORT where the machines meet, HOST being one of them; None: from SLURM
+    max_restarts: int = 0  # after a rank was killed or hung: so often from the last checkpoint
+    restart_ranks: int | None = None  # with so many ranks then; None: as many as before
+    collective_timeout_s: float = 1200.0  # a rank that gets no further for so long ends the run; above data.timeout_s, which says more
 
     def __post_init__(self) -> None:
-        _at_least(self, "gpus", 0)
-        _at_least(self, "procs", 1)
+        for name, least in (("gpus", 0), ("procs", 1), ("nodes", 1), ("max_restarts", 0), ("restart_ranks", 1)):
+            _at_least(self, name, least)
+        if not self.collective_timeout_s > 0:
+            raise UsageError(f"collective_timeout_s={self.collective_timeout_s}: must be more than 0")
 
 
 def _at_least(settings: object, name: str, least: int, *, why: str = "") -> None:

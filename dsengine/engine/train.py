@@ -7,7 +7,6 @@ from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -20,13 +19,21 @@ from dsengine.data import order
 from dsengine.data.loader import FixedViews
 from dsengine.data.open import can_tell_apart, open_heldout, open_loader
 from dsengine.data.sample import band_numbers, num_channels, sized
-from dsengine.dist import World, mean_over_ranks_
+from dsengine.dist import World, gather_rows, mean_over_ranks_
 from dsengine.encoders import build_encoder, shape_of
-from dsengine.engine import alarms, checkpoint, figures, optim, plan, pretrained
+from dsengine.engine import alarms, capture, checkpoint, figures, optim, plan, pretrained
+from dsengine.engine.clock import Clock
+from dsengine.engine.elastic_beat import DATA, REST, STEP, Batches, Heartbeat
+from dsengine.engine.failure import Captures
+from dsengine.engine.knn_probe import Probe
 from dsengine.engine.log import Meter, RunLog, SilentLog
-from dsengine.engine.settings import TrainConfig
-from dsengine.engine.step import Step, forward, place, view_dtype
-from dsengine.errors import RunError, UsageError, nearest
+from dsengine.engine.monitor import open_monitor
+from dsengine.engine.precision import place, view_dtype
+from dsengine.engine.saver import Saver
+from dsengine.engine.signals import Stop
+from dsengine.engine.step import Step, forward
+from dsengine.engine.usage import usage
+from dsengine.errors import RunError, Stopped, UsageError, nearest
 from dsengine.methods import Method, build_method, inputs
 from dsengine.nn.norm import running_statistics, set_groups
 
@@ -35,7 +42,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     """Run `config` (nothing left open, see `plan.complete`) to its end in the folder `run`.
 
     Leaves metrics.jsonl, tensorboard/, checkpoints/, figures/. Raises UsageError for numbers that do
-    not fit, RunError for damaged data, a full disk, or a loss or gradient that is not finite.
+    not fit, RunError for damaged data, a full disk, or a loss or gradient that is not finite, Stopped
+    when SIGTERM or SIGUSR1 asked the run to save and end.
     """
     # Setup: what a run is made of
     corpus = open_corpus(config.corpus)
@@ -43,7 +51,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     setting = config.train
     saved, passed_over = checkpoint.latest(run) if resume else (None, [])
     method = place(fresh_method(config, corpus.bands, contract=contract if saved is None else None), setting.precision, device)
-    set_groups(method, setting.bn_group, setting.batch_size // world.size)
+    set_groups(method, setting.bn_group, setting.micro_batch or setting.batch_size // world.size, world=world)
     optimizer = optim.make_optimizer(method, setting)
     views = sized(method.views, config.data.size)
     common = dict(seed=setting.seed, device=device, dtype=view_dtype(setting.precision), num_threads=config.data.threads,
@@ -54,8 +62,12 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     start = 0 if saved is None else saved.step
     if saved is not None:
         checkpoint.restore(saved, method, optimizer, device)
+    _check_agreed(start, run, world, device)
 
     with ExitStack() as stack:
+        stop = stack.enter_context(Stop(world, timeout_s=config.device.collective_timeout_s + 60))
+        heart = stack.enter_context(Heartbeat(run, world, Batches(rows, setting.seed, setting.batch_size, world.size),
+                                              timeout_s=config.device.collective_timeout_s))
         loader = stack.enter_context(open_loader(corpus, views, setting.batch_size, rank=world.rank, world=world.size,
                                                  prefetch=config.data.prefetch, resident=config.data.resident, **common))
         # Telling one place from itself would measure nothing: then unseen views, but of places that training sees.
@@ -66,7 +78,13 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         if saved is not None:
             loader.load_state_dict(saved.loader)
         total = plan.total_steps(setting, loader.steps_per_epoch)
+        probe = None
+        if setting.knn_epochs is not None:
+            view = next(iter(inputs(config.method, config.method_config).values()))
+            probe = stack.enter_context(Probe(corpus, *sized((view,), config.data.size), common, label=setting.knn_label))
         log = stack.enter_context(RunLog(run, total=total, start=start) if world.rank == 0 else SilentLog())
+        if setting.monitor != "none" and world.rank == 0:
+            log.tell(open_monitor(setting.monitor, run, settings=configuration.flatten(configuration.dump(config)), say=log.say))
         log.say(f"{corpus.kind} kept in memory: {loader.tier.kind} ({loader.tier.reason})")
         if heldout is None:
             log.say(f"no held-out loss: that takes 2 {corpus.kind}")
@@ -83,49 +101,79 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         if start:
             log.say(f"resuming at step {start} of {total} from {saved.path}")
 
+        saver = stack.enter_context(Saver(run, keep=setting.keep_checkpoints, config=configuration.dump(config), contract=contract,
+                                          inputs=_described(config, corpus)))
+
         # Loop
-        step_once = Step(method, optimizer, precision=setting.precision, world=world)
-        meter, alarmed = Meter(), False
+        step_once = Step(method, optimizer, precision=setting.precision, world=world, micro_batch=setting.micro_batch)
+        captures = Captures(run=run, config=config, corpus=corpus, views=views, loading=common, world=world, device=device)
+        meter, clock = Meter(), Clock(method.encoders, world=world, device=device)
+        watch = alarms.Watch(alarms.advice(kept=loader.tier.kind, kept_why=loader.tier.reason, threads=config.data.threads,
+                                           prefetch=config.data.prefetch, device=device.type))
+        wanted = ""  # why the next step is to be captured
+        unread = []  # steps that nobody asked yet whether they were finite, with what they returned
         walk = order.walk(rows, seed=setting.seed, start=start, global_batch=setting.batch_size)
         for at in islice(walk, total - start):  # which step, epoch and samples: known to the host without asking anybody
+            heart.at(at.step, DATA)
             before = time.perf_counter()
             batch = next(loader)._replace(world=world)
-            meter.add(samples=setting.batch_size, waited_s=time.perf_counter() - before)
+            waited_s = time.perf_counter() - before
+            meter.add(samples=setting.batch_size, waited_s=waited_s)
+            clock.start(waited_s=waited_s)
 
+            if at.step + 1 == setting.capture_step:
+                wanted = "asked for by train.capture_step"
+            if wanted:
+                weights = capture.weights_of(method)
             lr = optim.learning_rate(setting, step=at.step, total=total, per_epoch=loader.steps_per_epoch)
+            heart.at(at.step, STEP)
             scores = step_once(batch, lr=lr)
             done = at.step + 1
+            stopping = stop.asked()  # the same answer on every rank
+            saver.check()
+            epoch_ends, heldout_loss = done % loader.steps_per_epoch == 0, None
+            logs = done % setting.log_steps == 0 or epoch_ends or done == total
+            saves = done % setting.checkpoint_steps == 0 or done == total or stopping
+            unread.append((at, capture.scalars(scores)))
+            if device.type == "cpu" or logs or saves:  # a CPU knows at once, a GPU is asked where the host waits anyway; a bad state must not be saved
+                if withheld := step_once.withheld():
+                    raise captures.failed(withheld, unread, batch, method=method)
+                unread.clear()
+            if wanted:
+                log.say(captures.keep(at, batch, scores, weights=weights, why=wanted))
+                wanted = ""
             method.after_step(done / total)
 
-            epoch_ends = done % loader.steps_per_epoch == 0
             if at.step == 0 and world.rank == 0:
                 figures.draw_views(batch, corpus, views, run / "figures" / "views.png")
                 meter = Meter()  # drawing is no part of a step
-            if done % setting.log_steps == 0 or epoch_ends or done == total:
+            if logs:
+                heart.at(at.step, REST)
                 record = _read(scores, world)  # here, and before a checkpoint, the host waits for the device
-                _stop_if_withheld(step_once, world, rows, setting)
-                record = {"step": done, "epoch": at.epoch, **record, "lr": lr, "ids_crc": zlib.crc32(at.ids.tobytes()), **meter.read()}
+                record = {"step": done, "epoch": at.epoch, **record, "lr": lr, "ids_crc": zlib.crc32(at.ids.tobytes()), **meter.read(),
+                          **alarms.of_gradients(step_once.gradient_norms()), **clock.read(), **usage(device)}
                 if epoch_ends or done == total:
                     mean_over_ranks_(running_statistics(method), world)
                     if heldout is not None:
-                        record["heldout_loss"] = _heldout_loss(method, heldout, setting.precision)
+                        record["heldout_loss"] = heldout_loss = _heldout_loss(method, heldout, setting.precision, world)
+                    if probe is not None and ((at.epoch + 1) % setting.knn_epochs == 0 or done == total):
+                        record |= probe.accuracy(next(iter(method.encoders.values())), precision=setting.precision)
                     log.say(_epoch_line(record, scores.keys(), setting.epochs))
                     if world.rank == 0:
                         figures.draw_pictures(scores, batch, corpus, views, run / "figures")
-                if found := alarms.collapsed(record):
-                    record["alarm"] = f"collapse: {found}"
-                    if not alarmed:
-                        log.say(f"alarm at step {done}: features collapse ({found}): samples look alike to the encoder")
-                alarmed = bool(found)
+                for kind, sentence in watch.look(record).items():  # those that begin here; the record has all
+                    log.say(f"alarm at step {done}: {kind}: {sentence}")
+                    if setting.capture_alarms and kind in alarms.OF_A_STEP:
+                        wanted = f"the step after an alarm at step {done} ({kind})"
                 log.write(record)
-            if done % setting.checkpoint_steps == 0 or done == total:
-                _stop_if_withheld(step_once, world, rows, setting)  # a bad state must not push a good one out
+            if saves:
                 mean_over_ranks_(running_statistics(method), world)
                 if world.rank == 0:
-                    log.sync()
-                    checkpoint.save(run, step=done, method=method, optimizer=optimizer, loader=loader.state_dict(),
-                                    config=configuration.dump(config), contract=contract, keep=setting.keep_checkpoints,
-                                    inputs=_described(config, corpus))
+                    saver.start(done, method=method, optimizer=optimizer, loader=loader.state_dict(), heldout_loss=heldout_loss)
+            if stopping and done < total:
+                saver.finish()
+                raise Stopped(f"stopped by {stopping} after step {done} of {total}, which is saved; `--resume` with the same --out goes on from there")
+        saver.finish()
     if world.rank == 0:
         figures.draw_losses(run)
 
@@ -166,15 +214,26 @@ def _heldout(corpus: Corpus | SeriesCorpus, views: tuple, most: int, common: dic
 
 
 @torch.no_grad()
-def _heldout_loss(method: nn.Module, heldout: FixedViews, precision: str) -> float:
-    """Mean loss at full strength on fixed views. Every rank computes all of it: nobody waits, nobody differs."""
+def _heldout_loss(method: nn.Module, heldout: FixedViews, precision: str, world: World) -> float:
+    """Mean loss at full strength on fixed views. Ranks share the batches, which are whole, so that a loss over a batch is the same for any number
+    of ranks; the last ranks may have one batch less, or none."""
     method.eval()
-    losses, rows = [], []
+    sums = torch.zeros(2, dtype=torch.float64)
     for batch in heldout:
-        losses.append(forward(method, batch, precision)["loss"])
-        rows.append(batch.sample_id.shape[0])
+        if batch.step % world.size == world.rank:
+            rows = batch.sample_id.shape[0]
+            sums += torch.tensor([forward(method, batch, precision)["loss"].item() * rows, rows], dtype=torch.float64)
     method.train()
-    return sum(loss.item() * n for loss, n in zip(losses, rows)) / sum(rows)
+    device = next(method.parameters()).device
+    total = gather_rows(sums[None].to(device), world.group).cpu().sum(0)  # in rank order, the same on every rank
+    return (total[0] / total[1]).item()
+
+
+def _check_agreed(start: int, run: Path, world: World, device: torch.device) -> None:
+    """RunError where ranks found different checkpoints, as a network file system may show them."""
+    starts = gather_rows(torch.tensor([start], device=device), world.group).tolist()
+    if len(set(starts)) > 1:
+        raise RunError(f"{run}: ranks would start at different steps ({', '.join(map(str, starts))} by rank): do all machines see the same folder?")
 
 
 def _read(scores: dict[str, Tensor], world: World) -> dict[str, float]:
@@ -185,17 +244,7 @@ def _read(scores: dict[str, Tensor], world: World) -> dict[str, float]:
     return dict(zip(scalars, values.tolist()))
 
 
-def _stop_if_withheld(step_once: Step, world: World, rows: np.ndarray, setting: TrainConfig) -> None:
-    """End the run when an update had to be withheld since the last look."""
-    withheld = step_once.withheld()
-    if withheld:
-        step = withheld[0]
-        _, ids = order.batch_ids(rows, seed=setting.seed, step=step, global_batch=setting.batch_size)
-        raise RunError(f"loss or gradients are not finite at step {step + 1} (rank {world.rank}); that update was withheld, "
-                       f"the weights are good; sample ids: {', '.join(map(str, ids[:8]))}{', ...' if len(ids) > 8 else ''}")
-
-
 def _epoch_line(record: dict, scores: Iterable[str], epochs: int) -> str:
-    shown = [f"{name} {record[name]:.4f}" for name in (*scores, "heldout_loss") if name in record]
+    shown = [f"{name} {record[name]:.4f}" for name in (*scores, "heldout_loss", "knn_accuracy") if name in record]
     return (f"epoch {record['epoch'] + 1:>3}/{epochs}  step {record['step']}  {'  '.join(shown)}  "
             f"{record['samples_per_s']:.1f} samples/s  data wait {record['data_wait']:.1%}")
