@@ -158,3 +158,16 @@ def test_what_killed_saves_and_removals_left_is_gone_after_the_next(run: Path) -
     with _saver(run) as saver:
         _start(saver, 4, _parts())
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000004"]
+
+
+def test_a_kill_between_the_last_rename_and_the_removals_is_made_good_by_a_resume(run: Path) -> None:
+    parts = _parts()
+    with _saver(run, keep=5) as saver:
+        for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0), (4, 0.5)):
+            _start(saver, step, parts, loss)
+    (run / "checkpoints" / "best").unlink()
+    (run / "checkpoints" / "best").symlink_to("step-00000002")
+    (run / "checkpoints" / "step-00000001").rename(run / "checkpoints" / ".step-00000001.old")
+    checkpoint.tidy(run, keep=2)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["best", "step-00000003", "step-00000004"]
+    assert checkpoint.read(run / "checkpoints" / "best").step == 4

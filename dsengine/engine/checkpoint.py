@@ -135,6 +135,13 @@ def _remove(folder: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
+def tidy(run: Path, *, keep: int) -> None:
+    """What a kill after the last rename left undone; only where the newest checkpoint is known to be whole."""
+    _sweep(run)
+    for newest in _folders(run)[:1]:
+        _prune(run, newest=newest, keep=keep)
+
+
 def _sweep(run: Path) -> None:
     """Remove what a killed save left."""
     for path in (run / "checkpoints").glob(".step-*"):

@@ -100,6 +100,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
             log.say(f"passed over a damaged checkpoint: {sentence}")
         if start:
             log.say(f"resuming at step {start} of {total} from {saved.path}")
+        if saved is not None and not passed_over and world.rank == 0:
+            checkpoint.tidy(run, keep=setting.keep_checkpoints)
 
         saver = stack.enter_context(Saver(run, keep=setting.keep_checkpoints, config=configuration.dump(config), contract=contract,
                                           inputs=_described(config, corpus)))
