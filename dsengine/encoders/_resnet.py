@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dsengine.encoders import Features
 from dsengine.nn.attention import SelfAttention
 from dsengine.nn.norm import GroupedBatchNorm2d as Norm
+from dsengine.nn.whitening import Whitening
 
 
 class BasicBlock(nn.Module):
@@ -58,10 +59,11 @@ class ResNet(nn.Module):
     """(B, in_channels, H, W) -> Features((B, D), (B, D, H/16, W/16)), H/32 with the stem `imagenet`; D is 512, 2048 with bottlenecks."""
 
     def __init__(self, blocks: tuple[int, int, int, int], in_channels: int, attention: bool = False, *,
-                 bottleneck: bool = False, stem: Literal["paper", "imagenet"] = "paper") -> None:
+                 bottleneck: bool = False, stem: Literal["paper", "imagenet"] = "paper", whiten: bool = False) -> None:
         super().__init__()
         block, growth = (Bottleneck, 4) if bottleneck else (BasicBlock, 1)
         self.in_channels, self.dim, self.pools = in_channels, 512 * growth, stem == "imagenet"
+        self.whitening = Whitening(in_channels) if whiten else nn.Identity()
         self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
         self.bn1 = Norm(64)
         self.layer1 = _layer(block, 64, 64, blocks[0], stride=1)
@@ -75,7 +77,7 @@ class ResNet(nn.Module):
                 nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x: Tensor) -> Features:
-        x = self.bn1(self.conv1(x), relu=True)
+        x = self.bn1(self.conv1(self.whitening(x)), relu=True)
         x = F.max_pool2d(x, 3, 2, 1) if self.pools else x
         x = self.layer2(self.layer1(x))
         x = self.attention3(self.layer3(x))

@@ -14,8 +14,9 @@ class Config(Start):
     """The shape is the paper's; `imagenet` adds the max-pool that public weights were trained with."""
 
     stem: Literal["paper", "imagenet"] = "paper"
+    whiten: bool = False  # decorrelate the bands first (`nn.whitening`), by their covariance in the training split
 
 
 def build(config: Config, in_channels: int) -> nn.Module:
     """A fresh encoder for (B, in_channels, H, W); pooled features have 512 entries."""
-    return ResNet((2, 2, 2, 2), in_channels, stem=config.stem)
+    return ResNet((2, 2, 2, 2), in_channels, stem=config.stem, whiten=config.whiten)

@@ -14,8 +14,9 @@ class Config(Start):
     """torchvision's shape; `paper` leaves out the max-pool, as the first paper's ResNets do."""
 
     stem: Literal["paper", "imagenet"] = "imagenet"
+    whiten: bool = False  # decorrelate the bands first (`nn.whitening`), by their covariance in the training split
 
 
 def build(config: Config, in_channels: int) -> nn.Module:
     """A fresh encoder for (B, in_channels, H, W); pooled features have 2048 entries."""
-    return ResNet((3, 4, 6, 3), in_channels, bottleneck=True, stem=config.stem)
+    return ResNet((3, 4, 6, 3), in_channels, bottleneck=True, stem=config.stem, whiten=config.whiten)

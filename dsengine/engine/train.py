@@ -2,7 +2,7 @@
 
 import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
@@ -21,7 +21,7 @@ from dsengine.data.open import can_tell_apart, open_heldout, open_loader
 from dsengine.data.sample import band_numbers, num_channels, sized
 from dsengine.dist import World, gather_rows, mean_over_ranks_
 from dsengine.encoders import build_encoder, shape_of
-from dsengine.engine import alarms, capture, checkpoint, figures, optim, plan, pretrained
+from dsengine.engine import alarms, capture, checkpoint, figures, optim, plan, pretrained, whiten
 from dsengine.engine.clock import Clock
 from dsengine.engine.elastic_beat import DATA, REST, STEP, Batches, Heartbeat
 from dsengine.engine.failure import Captures
@@ -50,7 +50,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     contract = corpus.contract()
     setting = config.train
     saved, passed_over = checkpoint.latest(run) if resume else (None, [])
-    method = place(fresh_method(config, corpus.bands, contract=contract if saved is None else None), setting.precision, device)
+    whitening = whiten.measure(config, corpus) if saved is None else {}
+    method = place(fresh_method(config, corpus.bands, contract=contract if saved is None else None, whitening=whitening), setting.precision, device)
     set_groups(method, setting.bn_group, setting.micro_batch or setting.batch_size // world.size, world=world)
     optimizer = optim.make_optimizer(method, setting)
     views = sized(method.views, config.data.size)
@@ -96,6 +97,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         for key, encoder in method.encoders.items():
             if encoder.origin:
                 log.say(f"encoder {key}: {encoder.origin}")
+        for key, found in whitening.items():
+            log.say(f"encoder {key}: {found.says}")
         for sentence in passed_over:
             log.say(f"passed over a damaged checkpoint: {sentence}")
         if start:
@@ -180,11 +183,12 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         figures.draw_losses(run)
 
 
-def fresh_method(config: RunConfig, bands: Sequence[Band], *, contract: Contract | None = None) -> Method:
+def fresh_method(config: RunConfig, bands: Sequence[Band], *, contract: Contract | None = None,
+                 whitening: Mapping[str, whiten.Measured] | None = None) -> Method:
     """The method and its encoders for a corpus of `bands`, initialised from the seed alone, whatever ran in this process before.
 
     contract: the corpus's, for encoders to begin with the weights of `encoder.weights`; None: they are left as initialised. Either way an
-    encoder's `origin` says in one line where its weights come from, "" where from the seed.
+    encoder's `origin` says in one line where its weights come from, "" where from the seed. whitening: of the encoders that have it and no weights.
     """
     wanted = inputs(config.method, config.method_config)
     for key in config.encoders.keys() - wanted.keys():
@@ -195,6 +199,8 @@ def fresh_method(config: RunConfig, bands: Sequence[Band], *, contract: Contract
         for key, view in wanted.items():
             name, settings = config.encoder_of(key)
             encoders[key] = encoder = build_encoder(name, num_channels(view, bands), **shape_of(vars(settings)))
+            if whitening and key in whitening:
+                encoder.whitening.matrix.copy_(whitening[key].matrix)
             encoder.origin = "" if contract is None else pretrained.start(encoder, settings, contract, key=key, numbers=band_numbers(view, bands))
         return build_method(config.method, encoders=encoders, **vars(config.method_config))
 

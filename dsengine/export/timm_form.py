@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from dsengine.errors import UsageError
+from dsengine.nn.whitening import without_whitening
 
 NETWORKS = ("resnet18", "resnet34", "resnet50")
 
@@ -27,7 +28,7 @@ def write_timm(encoder: nn.Module, card: dict[str, Any], folder: Path) -> None:
     if not has_timm(encoder, card):
         raise UsageError(f"--formats timm: this encoder ({name}) is not a network of timm; legal: {', '.join(NETWORKS)} with encoder.stem=imagenet "
                          "(others: the format safetensors, see docs/embed.md)")
-    save_file({key: value.contiguous() for key, value in encoder.state_dict().items()}, folder / "model.safetensors", metadata={"format": "pt"})
+    save_file({key: value.contiguous() for key, value in without_whitening(encoder.state_dict()).items()}, folder / "model.safetensors", metadata={"format": "pt"})
     (folder / "config.json").write_text(json.dumps(config(name, card), indent=1))
 
 
