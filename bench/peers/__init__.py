@@ -1,4 +1,7 @@
-"""Optional peers that benches compare with; none is a dependency. `pip install --no-deps PEER` into any folder on PYTHONPATH."""
+"""Other people's libraries beside ours. None is a dependency: requirements.txt is their environment, README.md says how to run the comparison.
+
+The two functions here are for single benches (`from peers import ...`); `python bench/peers` runs whole jobs.
+"""
 
 from collections.abc import Callable
 from types import ModuleType
@@ -10,7 +13,7 @@ from torch import Tensor
 
 def lightly_nt_xent(temperature: float) -> Callable[[Tensor, Tensor], Tensor]:
     """lightly's NTXentLoss, or a skip that says what is missing."""
-    _declare_torchvision_operators()
+    declare_torchvision_operators()
     loss = pytest.importorskip("lightly.loss", reason="lightly is not installed", exc_type=ImportError)
     return loss.NTXentLoss(temperature)
 
@@ -20,7 +23,7 @@ def kornia_enhance() -> ModuleType:
     return pytest.importorskip("kornia.enhance", reason="kornia is not installed", exc_type=ImportError)
 
 
-def _declare_torchvision_operators() -> None:
+def declare_torchvision_operators() -> None:
     """PyPI's torchvision is a CUDA build: beside CPU torch it asks for operators that are not there. Nobody here calls them."""
     for name in ("nms", "qnms", "roi_align"):
         if not hasattr(torch.ops.torchvision, name):

@@ -1,0 +1,68 @@
+"""What users of torch write around any of the libraries: the encoder without grouped BatchNorm, autocast, weights by order, times of steps."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from typing import TypeVar
+
+import torch
+from peers import declare_torchvision_operators
+from peers.convnet import Plain
+from peers.job import Job
+from torch import Tensor, nn
+
+T = TypeVar("T")
+
+
+def encoder(job: Job) -> nn.Module:
+    """(B, 14, s, s) -> (B, D), the same network as ours, with torch's BatchNorm; state_dict names are ours too."""
+    if job.encoder == "convnet":
+        return Plain(14)
+    declare_torchvision_operators()
+    from torchvision.models import resnet18
+
+    net = resnet18(weights=None)
+    net.conv1 = nn.Conv2d(14, 64, 7, 2, 3, bias=False)
+    net.maxpool, net.fc = nn.Identity(), nn.Identity()
+    net.num_features = 512
+    return net
+
+
+def autocast(job: Job) -> AbstractContextManager:
+    """bf16 where the job asks for it."""
+    return torch.autocast("cpu", dtype=torch.bfloat16, enabled=job.precision == "bf16")
+
+
+def load_weights(net: nn.Module, heads: Iterable[nn.Module], weights: dict[str, Tensor]) -> None:
+    """Weights as `Side.loss` has them. A bias before a BatchNorm, which ours has not, becomes 0: the BatchNorm takes it off."""
+    net.load_state_dict({name.removeprefix("encoder."): w for name, w in weights.items() if name.startswith("encoder.")})
+    left = [weights[f"head.{k}"] for k in range(sum(name.startswith("head.") for name in weights))]
+    for head in heads:
+        layers = [layer for layer in head.modules() if isinstance(layer, nn.Linear | nn.BatchNorm1d)]
+        for layer, after in zip(layers, [*layers[1:], None]):
+            layer.weight.data.copy_(left.pop(0))
+            if isinstance(layer, nn.Linear) and isinstance(after, nn.BatchNorm1d):
+                if layer.bias is not None:
+                    layer.bias.data.zero_()
+            else:
+                layer.bias.data.copy_(left.pop(0))
+    assert not left
+
+
+def grad_norm(modules: Iterable[nn.Module]) -> float:
+    """Norm of all gradients; one layer's more or less of zeros changes nothing."""
+    grads = [p.grad for module in modules for p in module.parameters() if p.grad is not None]
+    return float(torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(g) for g in grads])))
+
+
+def stamped(items: Iterable[T], times: list[float]) -> Iterator[T]:
+    """`items`, each noted in `times` when it is there."""
+    for item in items:
+        times.append(time.perf_counter())
+        yield item
+
+
+def endless(loader: Iterable[T]) -> Iterator[T]:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
