@@ -168,7 +168,7 @@ def test_a_run_leaves_what_it_promises_and_says_where(finished: Path, capsys: py
     last = read_metrics(finished)[-1]
     assert {"step", "epoch", "loss", "lr", "samples_per_s", "data_wait", "heldout_loss"} <= set(last)
     settings = yaml.safe_load((finished / "config.yaml").read_text())
-    open_ended = {"max_steps", "where"}
+    open_ended = {"max_steps", "where", "micro_batch", "knn_epochs", "knn_label", "capture_step"}
     assert all(v is not None for section in ("train", "data") for k, v in settings[section].items() if k not in open_ended)
 
 

@@ -17,7 +17,7 @@ _SAMPLES = 6
 
 
 def draw_losses(run: Path) -> Path:
-    """figures/loss.png from metrics.jsonl: training loss (harder as the curriculum grows) and held-out loss."""
+    """figures/loss.png from metrics.jsonl: training loss (harder as the curriculum grows), held-out loss and, where it was probed, k-NN accuracy."""
     records = read_metrics(run)
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.add_subplot(xlabel="step", ylabel="loss", title="loss")
@@ -27,6 +27,11 @@ def draw_losses(run: Path) -> Path:
             axes.plot(*zip(*points), style, label=label, markersize=3)
     axes.grid(alpha=0.3)
     axes.legend()
+    points = [(r["step"], 100 * r["knn_accuracy"]) for r in records if "knn_accuracy" in r]
+    if points:
+        shares = axes.twinx()
+        shares.plot(*zip(*points), "s--", color="tab:green", markersize=3)
+        shares.set_ylabel("k-NN accuracy, %", color="tab:green")
     return _save(figure, run / "figures" / "loss.png")
 
 
