@@ -8,16 +8,17 @@ from torch import nn
 from dsengine.data.sample import Batch
 from dsengine.nn.dropout import set_keys
 
-_PARAMETERS = {"bf16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
+_PARAMETERS = {"bf16": torch.float32, "fp16": torch.float32, "fp32": torch.float32, "fp64": torch.float64}
+_HALVES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def view_dtype(precision: str) -> torch.dtype:
-    """What the loader should write: bf16 views feed the first convolution as they are."""
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    """What the loader should write: views of half precision feed the first convolution as they are."""
+    return _HALVES.get(precision, torch.float32)
 
 
 def place(method: nn.Module, precision: str, device: torch.device) -> nn.Module:
-    """`method` on `device` in the precision of its parameters (fp32 under bf16 autocast), channels-last."""
+    """`method` on `device` in the precision of its parameters (fp32 under autocast), channels-last."""
     return method.to(device=device, dtype=_PARAMETERS[precision], memory_format=torch.channels_last)
 
 
@@ -29,4 +30,5 @@ def ready(module: nn.Module, batch: Batch, precision: str) -> Batch:
 
 def computing(batch: Batch, precision: str) -> torch.autocast | nullcontext:
     """The context of a forward pass."""
-    return torch.autocast(batch.views[0].device.type, dtype=torch.bfloat16) if precision == "bf16" else nullcontext()
+    half = _HALVES.get(precision)
+    return nullcontext() if half is None else torch.autocast(batch.views[0].device.type, dtype=half)

@@ -11,6 +11,7 @@ from dsengine.dist import World
 from dsengine.engine.micro import InPasses
 from dsengine.engine.optim import set_learning_rate
 from dsengine.engine.precision import computing, place, ready, view_dtype  # noqa: F401
+from dsengine.engine.scaler import LossScale
 
 # Ranks keep their own running statistics, averaged when somebody needs them. torch 2.13 renamed the argument.
 _NEW_NAME = "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
@@ -30,30 +31,32 @@ class Step:
         self.optimizer = optimizer
         self.precision = precision
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._flags: list[tuple[int, Tensor]] = []  # (step, 1.0 on the device where its update was withheld)
+        device = self.parameters[0].device
+        self.scaler = LossScale(optimizer, device) if precision == "fp16" else None
+        self._one = torch.ones((), device=device)
+        self._bad = torch.zeros((), device=device)  # 1.0 from the first step that failed until somebody looks
+        self._flags: list[tuple[int, Tensor]] = []  # (step, what that was after it)
         self._norms: list[Tensor] = []  # of the last step's gradients, of the parameters that had one
         self._with_gradient: list[nn.Parameter] = []  # these
 
     def __call__(self, batch: Batch, *, lr: float) -> dict[str, Tensor]:
         scores = self.differentiate(batch)
         set_learning_rate(self.optimizer, lr, base=self.base_lr)
-        # The optimiser skips its update where this is 1: weights stay good without asking the device.
-        self._norms = torch._foreach_norm([p.grad for p in self.parameters if p.grad is not None])
         self._with_gradient = [p for p in self.parameters if p.grad is not None]
-        # Once a step is withheld so are all that follow, until somebody looks: the weights stay those of the step that failed.
-        bad = _not_finite(self._norms, self._flags[-1][1] if self._flags else None)
-        self.optimizer.found_inf = bad
+        # The optimiser skips its update where this is 1: weights stay good without asking the device.
+        self.optimizer.found_inf = self._judge([p.grad for p in self._with_gradient])
         self.optimizer.step()
-        self._flags.append((batch.step, bad))
-        self.optimizer.zero_grad(set_to_none=True)
-        return {name: value.detach() for name, value in scores.items()}
+        self._flags.append((batch.step, self._bad.clone()))
+        for p in self._with_gradient:
+            p.grad = None
+        return {name: value.detach() if value.requires_grad else value for name, value in scores.items()}
 
     def differentiate(self, batch: Batch) -> dict[str, Tensor]:
         """Add the gradients of the global batch's loss, averaged over ranks, to the parameters; the method's scalars."""
         if self.passes is not None:
-            return self.passes(batch, backward=_backward)
+            return self.passes(batch, backward=self._backward)
         scores = forward(self.module, batch, self.precision)
-        _backward(scores["loss"])
+        self._backward(scores["loss"])
         return scores
 
     def gradient_norms(self) -> dict[str, float]:
@@ -63,9 +66,25 @@ class Step:
 
     def withheld(self) -> list[int]:
         """Steps whose update was withheld since the last call, the first for its own sake. Waits for the device."""
-        flags, self._flags = self._flags, []
+        flags, self._flags, self._bad = self._flags, [], torch.zeros_like(self._bad)
         bad = torch.stack([flag for _, flag in flags]).tolist() if flags else []
         return [step for (step, _), flag in zip(flags, bad) if flag]
+
+    def _backward(self, loss: Tensor) -> None:
+        start = self._one if self.scaler is None else self.scaler.scale
+        # start + 0 loss: NaN where the loss is not finite; through the gradients' mean over ranks every rank learns of it.
+        loss.backward(torch.add(start.to(loss.dtype), loss.detach(), alpha=0))
+
+    def _judge(self, gradients: list[Tensor]) -> Tensor:
+        """1.0 where the update must be withheld: of a step that failed, and of all after it, so that the weights stay those it failed with."""
+        if self.scaler is None:
+            self._norms = torch._foreach_norm(gradients)
+            torch._amp_foreach_non_finite_check_and_unscale_([torch.stack(self._norms)], self._bad, self._one)
+            return self._bad
+        overflow, failed = self.scaler.unscale_(gradients)
+        self._norms = torch._foreach_norm(gradients)
+        self._bad = torch.maximum(self._bad, failed)
+        return torch.maximum(self._bad, overflow)
 
 
 def forward(module: nn.Module, batch: Batch, precision: str) -> dict[str, Tensor]:
@@ -74,19 +93,8 @@ def forward(module: nn.Module, batch: Batch, precision: str) -> dict[str, Tensor
         return module(ready(module, batch, precision))
 
 
-def _backward(loss: Tensor) -> None:
-    # NaN where the loss is not finite, else 1: through the gradients' mean over ranks every rank learns of it.
-    loss.backward(loss.detach().mul(0).add_(1))
-
-
 def _wrap(method: nn.Module, world: World) -> nn.Module:
     if world.group is None:
         return method
     return DistributedDataParallel(method, process_group=world.group, gradient_as_bucket_view=True, static_graph=True,
                                    **_LEAVE_BUFFERS)
-
-
-def _not_finite(norms: list[Tensor], before: Tensor | None) -> Tensor:
-    """1.0 when any of the gradients' `norms` is not finite, or `before` is 1.0; else 0.0, as a tensor on the device."""
-    bad = (~torch.isfinite(torch.stack(norms).sum())).float()
-    return bad if before is None else torch.maximum(bad, before)
