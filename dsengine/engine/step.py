@@ -10,7 +10,7 @@ from dsengine.data.sample import Batch
 from dsengine.dist import World
 from dsengine.engine.micro import InPasses
 from dsengine.engine.optim import set_learning_rate
-from dsengine.engine.precision import computing, place, ready, view_dtype  # noqa: F401
+from dsengine.engine.precision import computing, ready
 from dsengine.engine.scaler import LossScale
 
 # Ranks keep their own running statistics, averaged when somebody needs them. torch 2.13 renamed the argument.
