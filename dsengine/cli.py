@@ -99,6 +99,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="of everything that is drawn (default 0)")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, such as a run's config.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting by its dotted key, e.g. train.lr=1e-3")
+    parser.add_argument("--dry-run", action="store_true", help="print sizes, memory, speed and disk of the run on its GPUs, which need not be here, and stop")
     parser.add_argument("--print-config", action="store_true", help="print the configuration as YAML and stop")
     parser.set_defaults(run=_train)
 
@@ -109,6 +110,13 @@ _FLAGS = {"method": "method.name", "encoder": "encoder.name", "corpus": "corpus"
 
 
 def _train(args: argparse.Namespace) -> int:
+    from dsengine.engine.signals import before_the_first_step
+
+    with before_the_first_step():
+        return _train_to_the_end(args)
+
+
+def _train_to_the_end(args: argparse.Namespace) -> int:
     from dsengine import config as configuration
 
     given = [configuration.nest(key, getattr(args, flag)) for flag, key in _FLAGS.items() if getattr(args, flag) is not None]
@@ -120,6 +128,11 @@ def _train(args: argparse.Namespace) -> int:
     config = launch.configure(settings, resume=resume)
     if args.print_config:
         print(configuration.to_yaml(config), end="")
+        return 0
+    if args.dry_run:
+        from dsengine.engine import dry_run
+
+        print("\n".join(dry_run.lines(dry_run.planned(config, resume=resume))))
         return 0
     try:
         folder, leads = launch.run(config, resume=resume)

@@ -66,8 +66,9 @@ def side_group(world: World, *, timeout_s: float) -> torch_dist.ProcessGroup | N
     return None if world.size == 1 else torch_dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
 
 
-def begin_max(value: torch.Tensor, group: torch_dist.ProcessGroup) -> Exchange:
-    """Begin to find the greatest `value` (1,) int32 of all ranks, in place."""
+def begin_max(number: int, group: torch_dist.ProcessGroup) -> Exchange:
+    """Begin to find the greatest `number` of all ranks, on the host."""
+    value = torch.tensor([number], dtype=torch.int32)
     return Exchange(torch_dist.all_reduce(value, op=torch_dist.ReduceOp.MAX, group=group, async_op=True), value)
 
 
