@@ -106,6 +106,21 @@ def run(config: RunConfig, *, resume: bool = False) -> Ended:
     kind, ranks = _ranks(config)
     if config.device.nodes > 1 and not dist.under_launcher():
         return Ended(Path(config.out or "."), elastic.train_on_nodes(config, kind=kind, ranks=ranks, resume=resume))
+    config = checked(config, kind=kind, ranks=ranks, resume=resume)
+    folder = _run_folder(config, resume)
+    with _only_writer(folder):
+        with _disk_named(folder):
+            _write_config(config, folder)
+            if dist.under_launcher() or (ranks == 1 and not config.device.max_restarts):
+                with noted(folder, device=kind, ranks=ranks, resumed=resume) if _leads() else nullcontext():
+                    rank_main(config, folder, kind=kind, resume=resume)
+            else:
+                elastic.train_here(config, folder, kind=kind, ranks=ranks, resume=resume)
+    return Ended(folder, _leads())
+
+
+def checked(config: RunConfig, *, kind: str, ranks: int, resume: bool) -> RunConfig:
+    """`config` with nothing left open, its corpus made where it names none; UsageError for what `ranks` on that kind of device cannot run."""
     elastic.check_restarts(config, ranks)
     if config.corpus is None:
         config = replace(config, corpus=str(default_corpus(corpus_kind(config.method))))
@@ -120,16 +135,7 @@ def run(config: RunConfig, *, resume: bool = False) -> Ended:
     method = fresh_method(config, corpus.bands, contract=None if resume else contract)
     check_request(corpus, sized(method.views, config.data.size), global_batch=config.train.batch_size,
                   where=config.data.where, device=kind, resident=config.data.resident, ranks=ranks)
-    folder = _run_folder(config, resume)
-    with _only_writer(folder):
-        with _disk_named(folder):
-            _write_config(config, folder)
-            if dist.under_launcher() or (ranks == 1 and not config.device.max_restarts):
-                with noted(folder, device=kind, ranks=ranks, resumed=resume) if _leads() else nullcontext():
-                    rank_main(config, folder, kind=kind, resume=resume)
-            else:
-                elastic.train_here(config, folder, kind=kind, ranks=ranks, resume=resume)
-    return Ended(folder, _leads())
+    return config
 
 
 @contextmanager
@@ -190,15 +196,24 @@ def keep_big_blocks() -> None:
         libc.mallopt(_M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def _run_folder(config: RunConfig, resume: bool) -> Path:
-    """The run's folder, made if need be; UsageError when it cannot be used."""
+def checked_folder(config: RunConfig, *, resume: bool) -> Path:
+    """The run's folder, which may not be there yet; UsageError when it cannot be used."""
     folder = Path(config.out or Path("runs") / time.strftime("%Y%m%d-%H%M%S"))
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"out={folder}: is a file; give a new or an empty folder")
     try:
         if _leads() and not resume and folder.exists() and any(path.name not in _OURS for path in folder.iterdir()):
             raise UsageError(f"out={folder}: is not empty; give another folder, or --resume to go on with the run in it")
-        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"out={folder}: cannot be written ({error.strerror}); give another folder") from error
+    return folder
+
+
+def _run_folder(config: RunConfig, resume: bool) -> Path:
+    """The run's folder, made if need be, then for its owner alone: what was trained on may be confidential. UsageError when it cannot be used."""
+    folder = checked_folder(config, resume=resume)
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
         raise UsageError(f"out={folder}: cannot be written ({error.strerror}); give another folder") from error
     return folder
