@@ -177,6 +177,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
                     saver.start(done, method=method, optimizer=optimizer, loader=loader.state_dict(), heldout_loss=heldout_loss)
             if stopping and done < total:
                 saver.finish()
+                gather_rows(torch.zeros(1, device=device), world.group)  # launchers kill those that go on when the first one ends
                 raise Stopped(f"stopped by {stopping} after step {done} of {total}, which is saved; `--resume` with the same --out goes on from there")
         saver.finish()
     if world.rank == 0:
