@@ -22,7 +22,8 @@ def settings(corpus: Path, out: Path, *extra: str, steps: int | None = None) -> 
 
 def environment(**more: object) -> dict[str, str]:
     """That of a process which can find the tiny encoder."""
-    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(HERE), **{key: str(value) for key, value in more.items()}}
+    path = os.pathsep.join([str(HERE), *filter(None, [os.environ.get("PYTHONPATH")])])
+    return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path, **{key: str(value) for key, value in more.items()}}
 
 
 def start(command: list[str], **more: object) -> subprocess.Popen:

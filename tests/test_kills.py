@@ -140,7 +140,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_ends_as_the_undis
         zygote: Zygote, undisturbed: tuple, small_corpus: Path, tmp_path: Path) -> None:
     draw, said = random.Random(0), collections.Counter()
     whole = undisturbed[0]
-    for trial in range(24):
+    for trial in range(12):
         disk = tmp_path / f"disk{trial}"
         disk.mkdir()
         kilobytes = 4 * draw.randint(1, 120)
@@ -158,9 +158,9 @@ def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_ends_as_the_undis
             assert_same_run(whole, disk / "run")
         finally:
             subprocess.run(["umount", str(disk)], check=True)
-    _report("24 runs on a tmpfs of 4 to 480 KiB", [f"- What the disk had no room for: {dict(said)}. Each ended with one line that names the file and says "
+    _report("12 runs on a tmpfs of 4 to 480 KiB", [f"- What the disk had no room for: {dict(said)}. Each ended with one line that names the file and says "
                                                    "\"No space left on device\"; with room made, all ended as the undisturbed run, bitwise."])
-    assert said["a checkpoint"] >= 3 and said["another file"] >= 3
+    assert said["a checkpoint"] >= 2 and said["another file"] >= 2
 
 
 @pytest.mark.parametrize("size", [3000, 20000, 60000])

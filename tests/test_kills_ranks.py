@@ -33,12 +33,13 @@ def _whole(corpus: Path, out: Path, *extra: str, steps: int = STEPS) -> list[dic
 
 def _assert_same(one: list[dict], other: list[dict], steps: int = STEPS) -> None:
     """The same samples, and losses to 1e-9."""
+    assert any("heldout_loss" in a and "heldout_loss" in b for a, b in zip(one, other))
     assert [r["step"] for r in one] == [r["step"] for r in other] == list(range(1, steps + 1))
     for a, b in zip(one, other):
         assert a["ids_crc"] == b["ids_crc"]
         for key in ("loss", "heldout_loss"):
-            assert (key in a) == (key in b)
-            assert key not in a or abs(a[key] - b[key]) <= 1e-9 * max(1.0, abs(a[key])), (a, b)
+            # A part of a run that ends has a held-out loss where the whole may have none.
+            assert not (key in a and key in b) or abs(a[key] - b[key]) <= 1e-9 * max(1.0, abs(a[key])), (a, b)
 
 
 @pytest.fixture(scope="module")

@@ -78,15 +78,22 @@ def train_on_nodes(config: RunConfig, *, kind: str, ranks: int, resume: bool) ->
     name = hashlib.sha256(str(config.out).encode()).hexdigest()[:16]
     launch = _launch_config(config.device.nodes, ranks, run_id=name, endpoint=endpoint, max_restarts=config.device.max_restarts)
     folder = Path(config.out)
+    (folder / elastic_beat.FOLDER / STOPPED).unlink(missing_ok=True)  # nobody starts before all machines are here
     try:
         leads = 0 in _launch(launch, task)
     except ChildFailedError as error:
-        raise _told(error.failures, batches(config, ranks * config.device.nodes), folder) from error
+        dealt = batches(_written(folder), ranks * config.device.nodes) if (folder / "config.yaml").exists() else None
+        raise _told(error.failures, dealt, folder) from error
     except (RendezvousError, ConnectionError, TimeoutError) as error:
         raise RunError(f"device.rendezvous={endpoint}: the {config.device.nodes} machines did not meet ({' '.join(str(error).split())})") from error
     if (folder / elastic_beat.FOLDER / STOPPED).exists():
         raise Stopped((folder / elastic_beat.FOLDER / STOPPED).read_text())
     return leads
+
+
+def _written(folder: Path) -> RunConfig:
+    """The configuration as the ranks completed it."""
+    return configuration.resolve(configuration.load_file(folder / "config.yaml"))
 
 
 def _launch_config(nodes: int, ranks: int, *, run_id: str, endpoint: str, max_restarts: int = 0) -> LaunchConfig:
@@ -113,7 +120,11 @@ def _handing_on() -> Iterator[None]:
     """Within, SIGTERM and SIGUSR1 reach the ranks as SIGUSR1, and this process goes on waiting for them: SIGTERM kills a rank at once."""
 
     def hand_on(number: int, frame: FrameType | None) -> None:
-        for pid in _children():
+        children = _children()
+        if not children:
+            raise Stopped(f"stopped by {signal.Signals(number).name} before its ranks were started, no step is lost; the same command "
+                          "with `--resume auto` goes on")
+        for pid in children:
             try:
                 os.kill(pid, signal.SIGUSR1)
             except ProcessLookupError:
@@ -146,13 +157,16 @@ def batches(config: RunConfig, ranks: int) -> Batches:
     return Batches(rows, config.train.seed, config.train.batch_size, ranks)
 
 
-def _told(failures: dict[int, ProcessFailure], dealt: Batches, folder: Path) -> Exception:
-    """The error that tells what happened: of a rank that was killed, else of one with an own error, else of one that lost its peers."""
+def _told(failures: dict[int, ProcessFailure], dealt: Batches | None, folder: Path) -> Exception:
+    """The error that tells what happened: of a rank that was killed, else of one with an own error, else of one that lost its peers.
+
+    dealt: None where the run came to nothing before it was known.
+    """
     number, failure = min(failures.items(), key=lambda item: (_order(item[1]), item[1].timestamp))
     if failure.exitcode == -signal.SIGUSR1:
         return Stopped("stopped by SIGUSR1 before its first step")
     if failure.exitcode < 0:
-        beat = {beat.rank: beat for beat in elastic_beat.read_beats(folder, dealt.ranks)}.get(number)
+        beat = {beat.rank: beat for beat in elastic_beat.read_beats(folder, dealt.ranks)}.get(number) if dealt else None
         where = "before it had joined the others" if beat is None else beat.where(dealt)
         return Lost(f"rank {number} was killed by {elastic_beat.killed_by(failure.exitcode)} {where}")
     text = failure.message.get("message", "") if isinstance(failure.message, dict) else str(failure.message)

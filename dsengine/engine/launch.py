@@ -45,7 +45,7 @@ _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 # What a resumed run may change; every other setting decides what the figures of the run mean.
 _FREE = {"out", "corpus", "train.epochs", "train.max_steps", "train.log_steps", "train.checkpoint_steps",
          "train.keep_checkpoints", "train.heldout_samples", "train.knn_epochs", "train.knn_label",
-         "train.capture_step", "train.capture_alarms", "train.monitor", "data.threads", "data.prefetch", "data.resident", "data.timeout_s"}
+         "train.capture_step", "train.capture_alarms", "train.monitor", "train.profile", "data.threads", "data.prefetch", "data.resident", "data.timeout_s"}
 
 
 def configure(settings: dict, *, resume: bool = False) -> RunConfig:
@@ -162,8 +162,7 @@ def rank_main(config: RunConfig, folder: Path, *, kind: str, resume: bool) -> No
     """What one rank does."""
     device = torch.device("cpu")
     if kind == "cuda":
-        # A launcher that gives each process a GPU of its own shows it that one alone.
-        device = torch.device(kind, int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
+        device = torch.device(kind, _gpu(int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()))
         torch.cuda.set_device(device)
     else:
         keep_big_blocks()
@@ -183,6 +182,13 @@ def rank_main(config: RunConfig, folder: Path, *, kind: str, resume: bool) -> No
         gone = elastic_beat.lost(folder, elastic.batches(config, world.size))
         raise RunError(f"{dist.LOST_PEER}: {gone}; `--resume` with the same --out goes on from the last checkpoint") from error
     dist.leave(world)  # not after a failure: leaving waits for peers, and a failing rank must not
+
+
+def _gpu(local_rank: int, visible: int) -> int:
+    """The GPU of a rank. A launcher that gives each process one of its own shows it that one alone."""
+    if visible > 1 and local_rank >= visible:
+        raise UsageError(f"LOCAL_RANK={local_rank}: this machine shows {visible} GPUs; start at most {visible} ranks on it")
+    return 0 if visible == 1 else local_rank
 
 
 def keep_big_blocks() -> None:
