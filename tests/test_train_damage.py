@@ -9,6 +9,7 @@ import pytest
 from dsengine import cli
 from dsengine.corpus import open_corpus
 from dsengine.data import order
+from dsengine.engine.history import HISTORY, noted, read_history
 
 
 def test_a_damaged_patch_is_named_and_once_in_quarantine_left_out_with_a_count(small_corpus: Path, tmp_path: Path, capfd: pytest.CaptureFixture) -> None:
@@ -27,3 +28,13 @@ def test_a_damaged_patch_is_named_and_once_in_quarantine_left_out_with_a_count(s
     capfd.readouterr()
     assert cli.main(["train", *flags, "--out", str(tmp_path / "trained")]) == 0
     assert "patches in quarantine, left out: 1" in "".join(capfd.readouterr())
+
+
+def test_a_line_of_the_history_that_was_cut_off_costs_that_line_alone(tmp_path: Path) -> None:
+    with noted(tmp_path, device="cpu", ranks=1, resumed=False):
+        pass
+    whole = (tmp_path / HISTORY).read_text()
+    (tmp_path / HISTORY).write_text(whole[:-20])  # in the middle of the end
+    with noted(tmp_path, device="cpu", ranks=2, resumed=True):
+        pass
+    assert [(r["event"], r.get("ranks")) for r in read_history(tmp_path)] == [("start", 1), ("start", 2), ("end", None)]

@@ -36,11 +36,13 @@ def noted(run: Path, *, device: str, ranks: int, resumed: bool) -> Iterator[None
 
 
 def read_history(run: Path) -> list[dict[str, Any]]:
-    """The whole lines of history.jsonl in order; none for a run that has no such file."""
+    """The whole lines of history.jsonl in order; none for a run that has no such file. What a kill or a full disk cut off is left out."""
     path = run / HISTORY
-    if not path.exists():
-        return []
-    return [json.loads(line) for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+    records = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        with suppress(ValueError):
+            records.append(json.loads(line))
+    return records
 
 
 def versions() -> dict[str, str]:
@@ -76,5 +78,7 @@ def _now() -> str:
 
 
 def _append(run: Path, record: dict[str, Any]) -> None:
-    with open(run / HISTORY, "a") as file:
-        file.write(json.dumps(record) + "\n")
+    path = run / HISTORY
+    cut_off = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
+    with open(path, "a") as file:
+        file.write("\n" * cut_off + json.dumps(record) + "\n")

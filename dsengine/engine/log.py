@@ -80,11 +80,6 @@ class RunLog:
             note = f"loss {record['loss']:.4f}  {record['samples_per_s']:.1f} samples/s  data wait {record['data_wait']:.1%}"
             self._progress.update(self._task, completed=record["step"], note=note)
 
-    def sync(self) -> None:
-        """Make what was written survive a power cut; called before a checkpoint refers to it."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
 
 class SilentLog:
     """The same voice, saying nothing."""
@@ -99,9 +94,6 @@ class SilentLog:
         """Nothing."""
 
     def write(self, record: dict) -> None:
-        """Nothing."""
-
-    def sync(self) -> None:
         """Nothing."""
 
 
@@ -119,5 +111,8 @@ def keep_until(path: Path, *, step: int) -> None:
         return
     kept = [json.dumps(record) + "\n" for record in read_metrics(path.parent) if record["step"] <= step]
     part = path.with_suffix(".part")
-    part.write_text("".join(kept))
+    with open(part, "w") as file:
+        file.write("".join(kept))
+        file.flush()
+        os.fsync(file.fileno())  # before the name changes: a power cut must not leave an empty file under it
     os.replace(part, path)
