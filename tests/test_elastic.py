@@ -14,10 +14,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 from ranks import TRAIN, gone, is_free, listening, naming, rank_pids, reached, settings, shared_memory, start, wait_for_step  # noqa: E402
 
 from dsengine.data import order
-from dsengine.engine import checkpoint, elastic_slurm
-from dsengine.engine.elastic_beat import DATA, REST, STEP, Batches, Beat, Heartbeat, read_beats, standstill
 from dsengine.dist import SOLO
-from dsengine.errors import UsageError
+from dsengine.engine import checkpoint, elastic_slurm, launch
+from dsengine.engine.elastic_beat import DATA, REST, STEP, Batches, Beat, Heartbeat, read_beats, standstill
+from dsengine.engine.signals import ASKED, Stop, before_the_first_step
+from dsengine.errors import Stopped, UsageError
 
 BATCHES = Batches(np.arange(100), 3, 16, 4)
 
@@ -87,10 +88,39 @@ def test_settings_of_ranks_that_cannot_be_met_are_refused(small_corpus: Path, wr
     assert all(word in str(error.value) for word in words), error.value
 
 
-def test_a_signal_to_one_rank_stops_all_after_the_same_step_saved_with_code_75_and_auto_goes_on(small_corpus: Path, tmp_path: Path) -> None:
+def test_one_process_learns_of_a_signal_once_a_step_and_gives_the_handlers_back() -> None:
+    before = [signal.getsignal(number) for number in ASKED]
+    for number in ASKED:
+        with Stop(SOLO, timeout_s=9) as stop:
+            assert stop.asked() == ""
+            os.kill(os.getpid(), number)
+            os.kill(os.getpid(), signal.SIGTERM)  # a second one changes nothing
+            assert stop.asked() == stop.asked() == signal.Signals(number).name
+    assert [signal.getsignal(number) for number in ASKED] == before
+
+
+@pytest.mark.parametrize("number", ASKED)
+def test_outside_of_training_a_signal_ends_things_at_once_and_is_not_taken_for_an_error(number: int) -> None:
+    went_on = False
+    with pytest.raises(Stopped, match=f"stopped by {signal.Signals(number).name} outside of training"):
+        with before_the_first_step():
+            try:
+                os.kill(os.getpid(), number)
+                time.sleep(5)
+            except Exception:
+                went_on = True
+    assert not went_on
+
+
+def test_auto_resumes_where_there_is_a_run(tmp_path: Path) -> None:
+    assert not launch.begun({}) and not launch.begun({"out": str(tmp_path / "none")}) and not launch.begun({"out": str(tmp_path)})
+    (tmp_path / "config.yaml").write_text("")
+    assert launch.begun({"out": str(tmp_path)})
+
+
+def test_a_signal_to_one_rank_stops_all_after_the_same_step_saved_with_code_75(small_corpus: Path, tmp_path: Path) -> None:
     out, memory = tmp_path / "run", shared_memory()
-    command = [*TRAIN, *settings(small_corpus, out, "--procs", "2", "--resume", "auto", "--set", "train.checkpoint_steps=100000")]
-    process = start(command)
+    process = start([*TRAIN, *settings(small_corpus, out, "--procs", "2", "--set", "train.checkpoint_steps=100000")])
     wait_for_step(process, out, 3)
     ports = listening([process.pid, *rank_pids(out, process.pid)])
     os.kill(rank_pids(out, process.pid)[1], signal.SIGUSR1)
@@ -99,12 +129,6 @@ def test_a_signal_to_one_rank_stops_all_after_the_same_step_saved_with_code_75_a
     step = int(re.search(r"dsengine: stopped by SIGUSR1 after step (\d+) of \d+, which is saved; `--resume`", err.splitlines()[-1])[1])
     assert checkpoint.latest(out)[0].step == step == reached(out)
     assert gone(out) and shared_memory() == memory and ports and all(map(is_free, ports))
-    process = start(command)
-    wait_for_step(process, out, step + 1)
-    process.send_signal(signal.SIGTERM)  # to the launcher, which hands it on
-    _, err = process.communicate(timeout=90)
-    assert process.returncode == 75 and f"resuming at step {step} " in err and "Traceback" not in err, err
-    assert checkpoint.latest(out)[0].step == reached(out) > step
 
 
 def test_a_killed_rank_ends_the_run_at_once_with_its_number_step_and_samples_and_leaves_nothing(small_corpus: Path, tmp_path: Path) -> None:

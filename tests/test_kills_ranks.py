@@ -122,6 +122,20 @@ def test_nothing_is_left_of_ranks_however_they_are_killed(small_corpus: Path, tm
     assert not passed and 0 <= reached(out) - (found.step if found else 0) <= 4
 
 
+def test_a_signal_to_the_launcher_reaches_the_ranks_and_auto_goes_on(small_corpus: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    command = [*TRAIN, *settings(small_corpus, out, "--procs", "2", "--resume", "auto", "--set", "train.checkpoint_steps=100000")]
+    saved = 0
+    for number in (signal.SIGTERM, signal.SIGUSR1):
+        process = start(command)
+        wait_for_step(process, out, saved + 2)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=120)
+        assert process.returncode == 75 and (f"resuming at step {saved} " in err) == (saved > 0) and "Traceback" not in err, err
+        assert checkpoint.latest(out)[0].step == reached(out) > saved
+        saved = reached(out)
+
+
 def _on_two_nodes(corpus: Path, out: Path, *extra: str, steps: int | None) -> list[subprocess.Popen]:
     meet = f"localhost:{free_port()}"
     return [start([*TRAIN, *settings(corpus, out, "--nodes", "2", "--procs", "1", "--resume", "auto", "--set", f"device.rendezvous={meet}", *EXACT, *extra,
