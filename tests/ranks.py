@@ -15,7 +15,7 @@ TRAIN = [sys.executable, "-P", "-m", "dsengine.cli", "train"]
 
 def settings(corpus: Path, out: Path, *extra: str, steps: int | None = None) -> list[str]:
     """Arguments of a run that logs every step; without `steps` it takes for ever."""
-    length = ["--epochs", "100000"] if steps is None else ["--set", f"train.max_steps={steps}"]
+    length = ["--epochs", "100000", *(() if steps is None else ("--set", f"train.max_steps={steps}"))]
     return ["--corpus", str(corpus), "--out", str(out), "--gpus", "0", "--encoder", "workers.tiny_encoder", "--batch-size", "16", "--set", "train.bn_group=4",
             "--set", "train.log_steps=1", "--set", "train.heldout_samples=8", "--set", "data.size=16", "--set", "data.threads=1", *length, *extra]
 

@@ -22,7 +22,7 @@ pytestmark = pytest.mark.kills
 STEPS = 9
 # A small learning rate: Adam makes full-size updates of gradients that are rounding noise, and those differ between numbers of ranks.
 EXACT = ("--set", "train.precision=fp64", "--set", "train.lr=1e-6", "--set", "train.checkpoint_steps=3")
-LONG = 400
+LONG = 120
 
 
 def _whole(corpus: Path, out: Path, *extra: str, steps: int = STEPS) -> list[dict]:

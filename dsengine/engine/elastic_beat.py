@@ -103,6 +103,7 @@ class Heartbeat:
     def _look(self, main: int) -> None:
         seen, since = None, time.monotonic()
         every_s = min(1.0, self._timeout_s / 8)
+        self._say_alive(main)
         while not self._over.wait(every_s):
             self._say_alive(main)
             now = struct.unpack_from("<qq", self._memory, 0)
