@@ -99,6 +99,7 @@ def _add_train(subparsers: argparse._SubParsersAction) -> None:
     parser.add_argument("--seed", type=int, metavar="N", help="of everything that is drawn (default 0)")
     parser.add_argument("--config", metavar="FILE", help="YAML file of settings, such as a run's config.yaml")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="any setting by its dotted key, e.g. train.lr=1e-3")
+    parser.add_argument("--profile", action="store_true", help="trace a few steps into profile/ of the run folder and say where their time goes")
     parser.add_argument("--dry-run", action="store_true", help="print sizes, memory, speed and disk of the run on its GPUs, which need not be here, and stop")
     parser.add_argument("--print-config", action="store_true", help="print the configuration as YAML and stop")
     parser.set_defaults(run=_train)
@@ -121,6 +122,7 @@ def _train_to_the_end(args: argparse.Namespace) -> int:
 
     given = [configuration.nest(key, getattr(args, flag)) for flag, key in _FLAGS.items() if getattr(args, flag) is not None]
     file = [configuration.load_file(args.config)] if args.config else []
+    given += [configuration.nest("train.profile", True)] if args.profile else []
     settings = configuration.merge(*file, *given, *map(configuration.assignment, args.set))
     from dsengine.engine import launch
 
@@ -143,7 +145,15 @@ def _train_to_the_end(args: argparse.Namespace) -> int:
     if leads:
         _report(folder)
         print(_summary(folder))
+        if args.profile:
+            _finish_profile(folder)
     return 0
+
+
+def _finish_profile(folder: Path) -> None:
+    from dsengine.engine import bounds
+
+    print("\n".join(bounds.finish(folder)))
 
 
 def _report(folder: Path) -> None:

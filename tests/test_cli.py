@@ -17,7 +17,7 @@ from dsengine.corpus.seal import seal
 from dsengine.engine.log import read_metrics
 
 TRAIN_FLAGS = {"--help", "--method", "--encoder", "--corpus", "--out", "--resume", "--gpus", "--procs", "--nodes", "--resident", "--epochs", "--batch-size",
-               "--seed", "--config", "--set", "--print-config", "--dry-run"}
+               "--seed", "--config", "--set", "--print-config", "--dry-run", "--profile"}
 
 
 def _run(capsys: pytest.CaptureFixture, *argv: object) -> tuple[int, str, str]:

@@ -96,11 +96,11 @@ def _counted(config: RunConfig, corpus: Corpus | SeriesCorpus, *, kind: str, ran
     local = train.batch_size // ranks
     size = train.micro_batch or local
     batch = _batch_like(config, corpus, size)
+    cost, passes = cost_like(config, corpus, ranks=ranks)
     method = _fresh(config, corpus, rows=size)
     optimizer = make_optimizer(method, train)
     trainable = [p for p in method.parameters() if p.requires_grad]
     gradients, moments = sum(map(_bytes, trainable)), {"adam": 2, "adamw": 2}.get(train.optimizer, 1)
-    cost = estimate.cost_of(_fresh(config, corpus, rows=size), batch, precision=train.precision)
     gathers = estimate.collectives_of(_fresh(config, corpus, rows=size), batch, precision=train.precision, ranks=ranks) if ranks > 1 else ()
     rows = len(corpus.rows("train", config.data.where))
     if kind == "cpu":
@@ -110,7 +110,15 @@ def _counted(config: RunConfig, corpus: Corpus | SeriesCorpus, *, kind: str, ran
         rates, basis = {name: ranks * rate for name, rate in _by_roofline(cost, size, train.precision).items()}, _ROOFLINE
     return Planned(config, kind, ranks, plan.total_steps(train, rows // train.batch_size), rows // train.batch_size,
                    local // size * sum(map(_bytes, batch.views)), sum(map(_bytes, [*method.parameters(), *method.buffers()])), gradients,
-                   gradients * moments, cost, local // size, tuple(estimate.buckets(trainable)) if ranks > 1 else (), gathers, rates, basis)
+                   gradients * moments, cost, passes, tuple(estimate.buckets(trainable)) if ranks > 1 else (), gathers, rates, basis)
+
+
+def cost_like(config: RunConfig, corpus: Corpus | SeriesCorpus, *, ranks: int) -> tuple[estimate.Cost, int]:
+    """What one pass of one rank costs, and its passes a step."""
+    local = config.train.batch_size // ranks
+    rows = config.train.micro_batch or local
+    batch = _batch_like(config, corpus, rows)
+    return estimate.cost_of(_fresh(config, corpus, rows=rows), batch, precision=config.train.precision), local // rows
 
 
 _ROOFLINE = (f"estimated: operations at the GPU's peak, then {_LIKE_REFERENCE:g} bytes moved for each byte kept for backward at its memory's rate, one after "

@@ -12,6 +12,7 @@ from dsengine.corpus import Corpus, SeriesCorpus
 from dsengine.data.labels import label_tables
 from dsengine.data.sample import default_crop
 from dsengine.engine import knn_probe, monitor
+from dsengine.engine.profile import NEEDED
 from dsengine.engine.settings import TrainConfig
 from dsengine.errors import UsageError
 
@@ -46,6 +47,8 @@ def complete(config: RunConfig, corpus: Corpus | SeriesCorpus, *, ranks: int, de
                     log_steps=_given(train.log_steps, max(1, steps // 10)), checkpoint_steps=_given(train.checkpoint_steps, steps))
     train = replace(train, knn_label=knn_probe.chosen_label(corpus, train.knn_label, every=train.knn_epochs, where=config.data.where))
     monitor.installed(train.monitor)
+    if train.profile and total_steps(train, steps) < NEEDED:
+        raise UsageError(f"train.profile: takes {NEEDED} steps, this run has {total_steps(train, steps)}; legal: more epochs or train.max_steps")
     cores = len(os.sched_getaffinity(0))
     data = replace(config.data, size=size, threads=_given(config.data.threads, max(1, min(8, cores // ranks))))
     method = methods.complete(config.method, config.method_config, label_tables(corpus))

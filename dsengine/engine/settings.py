@@ -39,6 +39,7 @@ class TrainConfig:
     knn_label: str | None = None  # of these; None: the only label of classes that the corpus has
     capture_step: int | None = None  # this step, counted from 1, is written to captures/ for `dsengine replay`, as a step that fails is
     capture_alarms: bool = False  # the step after a loss spike, collapse or dead gradients too
+    profile: bool = False  # a few steps after a warm-up are traced, into profile/
     monitor: Literal["none", "wandb", "mlflow"] = "none"  # a service that is told every record besides metrics.jsonl and TensorBoard
 
     def __post_init__(self) -> None:

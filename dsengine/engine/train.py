@@ -21,7 +21,7 @@ from dsengine.data.open import can_tell_apart, open_heldout, open_loader
 from dsengine.data.sample import band_numbers, num_channels, sized
 from dsengine.dist import World, gather_rows, mean_over_ranks_
 from dsengine.encoders import build_encoder, shape_of
-from dsengine.engine import alarms, capture, checkpoint, figures, optim, plan, pretrained, whiten
+from dsengine.engine import alarms, capture, checkpoint, figures, optim, plan, pretrained, profile, whiten
 from dsengine.engine.clock import Clock
 from dsengine.engine.elastic_beat import DATA, REST, STEP, Batches, Heartbeat
 from dsengine.engine.failure import Captures
@@ -115,13 +115,15 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         meter, clock = Meter(), Clock(method.encoders, world=world, device=device)
         watch = alarms.Watch(alarms.advice(kept=loader.tier.kind, kept_why=loader.tier.reason, threads=config.data.threads,
                                            prefetch=config.data.prefetch, device=device.type))
+        profiler = stack.enter_context(profile.Profiler(run, method, device=device, world=world)) if setting.profile and world.rank == 0 else None
+        batches = loader if profiler is None else profiler.waiting(loader)
         wanted = ""  # why the next step is to be captured
         unread = []  # steps that nobody asked yet whether they were finite, with what they returned
         walk = order.walk(rows, seed=setting.seed, start=start, global_batch=setting.batch_size)
         for at in islice(walk, total - start):  # which step, epoch and samples: known to the host without asking anybody
             heart.at(at.step, DATA)
             before = time.perf_counter()
-            batch = next(loader)._replace(world=world)
+            batch = next(batches)._replace(world=world)
             waited_s = time.perf_counter() - before
             meter.add(samples=setting.batch_size, waited_s=waited_s)
             clock.start(waited_s=waited_s)
@@ -175,6 +177,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
                 mean_over_ranks_(running_statistics(method), world)
                 if world.rank == 0:
                     saver.start(done, method=method, optimizer=optimizer, loader=loader.state_dict(), heldout_loss=heldout_loss)
+            if profiler is not None and (told := profiler.step_done()):  # once, after the last step that it traces
+                log.say(told)
             if stopping and done < total:
                 saver.finish()
                 gather_rows(torch.zeros(1, device=device), world.group)  # launchers kill those that go on when the first one ends
