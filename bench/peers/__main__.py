@@ -7,6 +7,7 @@ side says the loss and gradient norm of one batch with the same weights and view
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,19 +23,19 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7, help="interleaved repetitions (default 7)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of training a side and round, after the warm-up (default 4)")
     parser.add_argument("--only-loss", action="store_true", help="compare losses and stop")
-    parser.add_argument("--out", type=Path, help="also write the tables there, as Markdown")
+    parser.add_argument("--batch", type=int, help="another batch size than the job's, for a try")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/JOB.md")
     args = parser.parse_args()
     if unknown := set(args.jobs) - set(JOBS):
         parser.error(f"unknown: {', '.join(sorted(unknown))}; legal: {', '.join(JOBS)}")
-    texts = [machine()]
-    print(texts[0], flush=True)
     for name in args.jobs:
-        found = measure(JOBS[name], rounds=0 if args.only_loss else args.rounds, seconds=args.seconds)
-        texts.append(table(JOBS[name], found))
-        print(texts[-1], flush=True)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text("\n".join(texts))
+        job = JOBS[name] if args.batch is None else replace(JOBS[name], batch=args.batch)
+        head = machine()
+        text = table(job, measure(job, rounds=0 if args.only_loss else args.rounds, seconds=args.seconds)) + head
+        print(text, flush=True)
+        if args.out is not None:
+            args.out.mkdir(parents=True, exist_ok=True)
+            (args.out / f"{name}.md").write_text(text)
     return 0
 
 

@@ -10,27 +10,27 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch  # noqa: E402
 from peers import declare_torchvision_operators  # noqa: E402
-from peers.job import JOBS, TORCH_THREADS, Data, Side  # noqa: E402
+from peers.job import TORCH_THREADS, Data, Job, Side  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 SIDES = {"ours": ("peers.ours", "Ours"), "torchgeo": ("peers.with_torchgeo", "TorchGeo"), "lightly": ("peers.with_lightly", "Lightly"),
          "tuned": ("peers.tuned", "Tuned"), "pil": ("peers.with_pil", "Pil")}
 
 
-def make_side(name: str, job: str) -> Side:
+def make_side(name: str, job: Job) -> Side:
     """The side, its libraries imported."""
     if name != "ours":
         declare_torchvision_operators()
     module, kind = SIDES[name]
-    return getattr(importlib.import_module(module), kind)(JOBS[job], Data())
+    return getattr(importlib.import_module(module), kind)(job, Data())
 
 
-def answer(side: Side, name: str, job: str, asked: dict) -> object:
+def answer(side: Side, job: Job, asked: dict) -> object:
     """What the line asks for: {"do": run | load | step, "count"} -> times; {"do": weights, "path"}; {"do": loss, "weights", "views"}."""
     if asked["do"] == "weights":
         from peers.ours import fresh_weights
 
-        save_file(fresh_weights(JOBS[job], Data()), asked["path"])
+        save_file(fresh_weights(job, Data()), asked["path"])
         return None
     if asked["do"] == "loss":
         views = load_file(asked["views"])
@@ -39,7 +39,7 @@ def answer(side: Side, name: str, job: str, asked: dict) -> object:
 
 
 def main() -> None:
-    name, job = sys.argv[1:]
+    name, job = sys.argv[1], Job(**json.loads(sys.argv[2]))
     warnings.simplefilter("ignore")
     torch.set_num_threads(TORCH_THREADS)
     out, sys.stdout = sys.stdout, sys.stderr  # libraries print
@@ -47,7 +47,7 @@ def main() -> None:
     print(json.dumps("ready"), file=out, flush=True)
     for line in sys.stdin:
         torch.manual_seed(0)
-        print(json.dumps(answer(side, name, job, json.loads(line))), file=out, flush=True)
+        print(json.dumps(answer(side, job, json.loads(line))), file=out, flush=True)
 
 
 if __name__ == "__main__":

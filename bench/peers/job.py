@@ -36,9 +36,9 @@ class Job:
 
 
 JOBS = {job.name: job for job in (
-    Job(name="simclr-small", method="simclr", encoder="convnet", batch=64, sides=("ours", "torchgeo", "lightly", "tuned")),
-    Job(name="csf-small", method="csf", encoder="convnet", batch=64, sides=("ours", "pil")),
-    Job(name="byol-small", method="byol", encoder="convnet", batch=64, sides=("ours", "torchgeo")),
+    Job(name="simclr-small", method="simclr", encoder="convnet", batch=32, sides=("ours", "torchgeo", "lightly", "tuned")),
+    Job(name="csf-small", method="csf", encoder="convnet", batch=32, sides=("ours", "pil")),
+    Job(name="byol-small", method="byol", encoder="convnet", batch=32, sides=("ours", "torchgeo")),
     Job(name="simclr-resnet18", method="simclr", encoder="resnet18", batch=16, sides=("ours", "tuned")),
 )}
 

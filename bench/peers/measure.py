@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,8 +40,8 @@ class Child:
         env = {**os.environ, **ALLOCATOR, "PYTHONUNBUFFERED": "1"}
         self.side, self.batch = side, job.batch
         self.errors = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen([sys.executable, "-P", str(here), side, job.name], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        stderr=self.errors, text=True, env=env)
+        self.process = subprocess.Popen([sys.executable, "-P", str(here), side, json.dumps(asdict(job))], stdin=subprocess.PIPE,
+                                        stdout=subprocess.PIPE, stderr=self.errors, text=True, env=env)
         self._read()
 
     def ask(self, do: str, **rest: object) -> object:
@@ -81,6 +82,7 @@ def measure(job: Job, *, rounds: int, seconds: float) -> Found:
             return found
         counts = {side: _counts(child, seconds) for side, child in children.items()}
         for number in range(rounds):
+            print(f"{job.name}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
             order = list(children)
             order = order[number % len(order):] + order[:number % len(order)]
             for what in WHATS:

@@ -33,7 +33,7 @@ def machine() -> str:
 
 def table(job: Job, found: Found) -> str:
     """Rows are sides; a cell is their samples/s, and ours over theirs."""
-    lines = [f"\n## {job.name}: {job.method}, {job.encoder}, batch {job.batch}, two views of 14 x {job.size} x {job.size}, {job.precision}\n"]
+    lines = [f"# {job.name}: {job.method}, {job.encoder}, batch {job.batch}, two views of 14 x {job.size} x {job.size}, {job.precision}\n"]
     rounds = len(found.rates["ours"]["run"])
     if rounds:
         lines += [f"{rounds} rounds. samples/s; in brackets how many times ours is as fast.\n",
@@ -42,7 +42,7 @@ def table(job: Job, found: Found) -> str:
             cells = [_cell(found, side, what) for what in LABELS]
             lines.append(f"| {side} | " + " | ".join(cells) + f" | {AIMS.get((job.name, side), '')} | {found.memory[side] / 1e9:.2f} GB |")
     losses = "; ".join(f"{side} {loss:.6f}, {norm:.6f}" for side, (loss, norm) in found.losses.items())
-    return "\n".join([*lines, f"\nLoss and gradient norm of one batch, same weights and views, fp32: {losses}.\n"])
+    return "\n".join([*lines, f"\nLoss and gradient norm of one batch, same weights and views, fp32: {losses}.\n\n"])
 
 
 def _cell(found: Found, side: str, what: str) -> str:
