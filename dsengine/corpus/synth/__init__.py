@@ -1,8 +1,8 @@
 """A procedural land-cover world: Sentinel-1/2 patches with class maps, from a seed and nothing else.
 
-Every pixel is a function of (WORLD_VERSION, seed, row, size): not of the machine, the number of workers or the block. A class is
-a mixture recipe and a texture, not a colour: light, season, air, soil, moisture and cover vary within a class as much as
-they do between classes. Constants are frozen under WORLD_VERSION; `tests/test_synth.py` holds hashes.
+Every pixel is a function of (world, seed, row, size): not of the machine, the number of workers or the block. A class is a mixture
+recipe and a texture, not a colour: light, season, air, soil, moisture and cover vary within a class as much as they do between
+classes. Constants are frozen under the number of their world (`worlds`); `tests/test_synth.py` holds hashes.
 """
 
 import os
@@ -19,9 +19,10 @@ from dsengine.corpus.synth import sensors, surface
 from dsengine.corpus.synth.lattice import blur, draw, fractal
 from dsengine.corpus.synth.place import CLUSTER, Place, places
 from dsengine.corpus.synth.spectra import CLASSES, ENDMEMBERS
+from dsengine.corpus.synth.worlds import World, world_of
 from dsengine.errors import UsageError
 
-WORLD_VERSION = 1
+WORLD_VERSION = 1  # the world of who names none
 LABEL = LabelSpec(name="landcover", kind="classmap", classes=CLASSES)
 F = np.float32
 
@@ -36,78 +37,80 @@ class Patch(NamedTuple):
     cloud_fraction: float
 
 
-def synthesize(out: str | os.PathLike[str], *, num_patches: int, size: int = 128, seed: int = 0, workers: int = 1,
+def synthesize(out: str | os.PathLike[str], *, num_patches: int, size: int = 128, seed: int = 0, world: int = WORLD_VERSION, workers: int = 1,
                progress: Callable[[int, int], None] | None = None, overwrite: bool = False) -> Path:
     """Write a corpus of `num_patches` patches of `size` px at 10 m to `out`; returns its path.
 
-    workers: threads; the corpus does not depend on them. progress is called with (done, total). An interrupted call continues.
+    world: its version, of `worlds`. workers: threads; the corpus does not depend on them. progress is called with (done, total). An interrupted call continues.
     Raises UsageError for sizes below 16 px, for numbers out of range, or when `out` holds something else.
     """
     for name, value, least, most in (("num_patches", num_patches, 1, 2**31), ("size", size, 16, 2048), ("seed", seed, 0, 2**32 - 1),
                                      ("workers", workers, 1, 256)):
         if not least <= value <= most:
             raise UsageError(f"{name}: {value} is not legal, it must be in [{least}, {most}]")
+    world_of(world)
     layout = standard_layout(size, labels=(LABEL,))
-    made_by = {"source": "synth", "world_version": WORLD_VERSION, "seed": seed, "size": size}
+    made_by = {"source": "synth", "world_version": world, "seed": seed, "size": size}
     with (CorpusWriter(out, layout=layout, num_patches=num_patches, made_by=made_by, overwrite=overwrite) as writer,
           ThreadPoolExecutor(workers) as pool):
         while writer.next_row < num_patches:
             rows = range(writer.next_row, writer.next_row + writer.next_count)
-            writer.append(_block(list(pool.map(lambda row: make_patch(seed, row, size), rows))))
+            writer.append(_block(list(pool.map(lambda row: make_patch(seed, row, size, world=world), rows))))
             if progress is not None:
                 progress(writer.next_row, num_patches)
         return writer.finish()
 
 
-def make_patch(seed: int, row: int, size: int) -> Patch:
+def make_patch(seed: int, row: int, size: int, *, world: int = WORLD_VERSION) -> Patch:
     """The patch of `row`."""
-    place = places(seed, row // CLUSTER, size)[row % CLUSTER]
+    constants = world_of(world)
+    place = places(seed, row // CLUSTER, size, world=world)[row % CLUSTER]
     x0, y0 = int(place.x // 10), int(-place.y // 10)
     salt = (place.epsg - 32600) * 1000  # other zones are other ground
-    drawn = _draws(seed, row // CLUSTER, row)
+    drawn = _draws(seed, row // CLUSTER, row, constants.shared)
     relief = fractal(size, size, seed, 11 + salt, x0, y0, 256, 6)
-    landcover = surface.class_map(seed, salt, x0, y0, size, place.theme, place.cold, relief)
+    landcover = surface.class_map(seed, salt, x0, y0, size, place.theme, place.cold, relief, *constants.purity)
     texture = surface.textures(seed, salt, x0, y0, size)
-    shares = _shares(seed, salt, x0, y0, place, drawn, landcover, texture)
-    light = _light(relief, next(drawn), next(drawn), next(drawn))
+    shares = _shares(seed, salt, x0, y0, place, drawn, landcover, texture, constants)
+    light = _light(relief, constants.light, next(drawn), next(drawn), next(drawn))
     s2, s1 = np.empty((12, size, size), np.int16), np.empty((2, size, size), np.int16)
-    spectra = sensors.patch_spectra(seed, 81, row // CLUSTER, row, 0.25)
+    spectra = sensors.patch_spectra(seed, 81, row // CLUSTER, row, *constants.soils, constants.calibration)
     cloud, covered = _clouds(seed, salt, x0, y0, size, next(drawn), next(drawn))
-    sensors.optical(shares, spectra, light, sensors.haze(1.2 * next(drawn) * next(drawn)), cloud, seed, row, s2)
-    sensors.radar(shares, texture, light, _radar_gain(drawn), seed, row, s1)
+    sensors.optical(shares, spectra, light, sensors.haze(constants.haze * next(drawn) * next(drawn)), cloud, seed, row, s2)
+    sensors.radar(shares, texture, light, _radar_gain(drawn, constants.radar), seed, row, s1)
     _cut_edges(drawn, s2, s1)
     return Patch(s2, s1, landcover, place, covered)
 
 
-def _draws(seed: int, cluster: int, row: int) -> Iterator[np.float32]:
-    """Endless numbers in [0, 1): two parts of the cluster's, one part of the patch's own, so neighbours are alike."""
+def _draws(seed: int, cluster: int, row: int, share: float) -> Iterator[np.float32]:
+    """Endless numbers in [0, 1): `share` of the cluster's and the rest of the patch's own, so neighbours are alike."""
     k = 0
     while True:
         shared, own = draw(seed, 91, cluster, k), draw(seed, 92, row, k)
-        yield F(0.65) * shared + F(0.35) * own
+        yield F(share) * shared + F(1 - share) * own
         k += 1
 
 
 def _shares(seed: int, salt: int, x0: int, y0: int, place: Place, drawn: Iterator[np.float32], landcover: np.ndarray,
-            texture: np.ndarray) -> np.ndarray:
+            texture: np.ndarray, world: World) -> np.ndarray:
     size = landcover.shape[0]
     slope = int(next(drawn) * 9) - 4
     wide = 8 + int(next(drawn) * 16)
     field, stage, across = surface.parcels(seed, 1 + salt, x0, y0, size, 2 * wide, wide, slope, slope)
     house, _, _ = surface.parcels(seed, 7 + salt, x0, y0, size, 4, 3, slope, slope)
     _, streets, _ = surface.parcels(seed, 9 + salt, x0, y0, size, 9, 2, slope, slope)
-    gain = np.array([F(0.25) + F(1.3) * next(drawn), F(0.35) + F(0.85) * next(drawn), next(drawn),
+    gain = np.array([_between(world.contrast, next(drawn)), _between(world.cover, next(drawn)), next(drawn),
                      F(0.15) + F(0.85) * next(drawn), F(0.1) + next(drawn), next(drawn)],
                     np.float32)
     out = np.empty((len(ENDMEMBERS), size, size), np.float32)
-    surface.abundances(landcover, texture, house, stage, across, streets, F(place.green), gain, out)
+    surface.abundances(landcover, texture, house, stage, across, streets, F(place.green), gain, world.rows, out)
     blur(out)  # what the optics and the resampling leave of a pixel
     return out
 
 
-def _light(relief: np.ndarray, level: np.float32, roughness: np.float32, side: np.float32) -> np.ndarray:
+def _light(relief: np.ndarray, heights: tuple[float, float], level: np.float32, roughness: np.float32, side: np.float32) -> np.ndarray:
     """(H, W) float32 illumination: the sun's height, and slopes towards and away from it."""
-    light = np.full(relief.shape, F(0.6) + F(0.65) * level, np.float32)
+    light = np.full(relief.shape, _between(heights, level), np.float32)
     strength = F(3) * roughness * roughness * (F(1) if side < F(0.5) else F(-1))
     light[:, 1:] += np.clip(strength * (relief[:, 1:] - relief[:, :-1]), F(-0.45), F(0.45))
     return light
@@ -125,11 +128,15 @@ def _clouds(seed: int, salt: int, x0: int, y0: int, size: int, sky: np.float32, 
     return np.where(shadow > 0, -shadow, cloud), float(np.mean(cloud > F(0.3)))
 
 
-def _radar_gain(drawn: Iterator[np.float32]) -> np.ndarray:
-    """(4,) power factors: whole -3.5 .. +1.5 dB, soil 1/3 .. 3, wind 1/3 .. 6, volume 2/3 .. 3/2, by squares rather than pow()."""
+def _radar_gain(drawn: Iterator[np.float32], all_over: tuple[float, float]) -> np.ndarray:
+    """(4,) power factors: whole (-3.5 .. +1.5 dB in world 1), soil 1/3 .. 3, wind 1/3 .. 6, volume 2/3 .. 3/2, by squares rather than pow()."""
     whole, moist, wind, volume = (next(drawn) for _ in range(4))
-    return np.array([F(0.45) + F(0.95) * whole, F(0.35) + F(2.6) * moist * moist, F(0.3) + F(5.5) * wind * wind,
+    return np.array([_between(all_over, whole), F(0.35) + F(2.6) * moist * moist, F(0.3) + F(5.5) * wind * wind,
                      F(0.65) + F(0.85) * volume], np.float32)
+
+
+def _between(least_and_more: tuple[float, float], drawn: np.float32) -> np.float32:
+    return F(least_and_more[0]) + F(least_and_more[1]) * drawn
 
 
 def _cut_edges(drawn: Iterator[np.float32], s2: np.ndarray, s1: np.ndarray) -> None:

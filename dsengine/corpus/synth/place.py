@@ -12,6 +12,7 @@ from rasterio.warp import transform
 
 from dsengine.corpus.synth.lattice import draw
 from dsengine.corpus.synth.spectra import BARE, BROADLEAF, BUILT, CROP, GRASS, NEEDLELEAF, SNOW, WATER, WETLAND
+from dsengine.corpus.synth.worlds import World, world_of
 
 CLUSTER = 16
 _GRID_M, _JITTER_M = 12_000, 4_000
@@ -48,13 +49,13 @@ class Place(NamedTuple):
     cold: float  # above 0: snow may lie
 
 
-def places(seed: int, cluster: int, size: int) -> list[Place]:
+def places(seed: int, cluster: int, size: int, *, world: int = 1) -> list[Place]:
     """The 16 places of a cluster; size in pixels of 10 m."""
-    return list(_places(seed, cluster, size))
+    return list(_places(seed, cluster, size, world))
 
 
 @lru_cache(maxsize=64)
-def _places(seed: int, cluster: int, size: int) -> tuple[Place, ...]:
+def _places(seed: int, cluster: int, size: int, world: int) -> tuple[Place, ...]:
     lon0, lat0 = _centre(seed, cluster)
     epsg = (32600 if lat0 >= 0 else 32700) + int((lon0 + 180) // 6) + 1
     (x0,), (y0,) = transform("EPSG:4326", f"EPSG:{epsg}", [lon0], [lat0])
@@ -63,17 +64,19 @@ def _places(seed: int, cluster: int, size: int) -> tuple[Place, ...]:
     centre = np.round((np.array([x0, y0]) + grid * _GRID_M + jitter * _JITTER_M) / 10) * 10
     lons, lats = transform(f"EPSG:{epsg}", "EPSG:4326", centre[:, 0].tolist(), centre[:, 1].tolist())
     corner = centre + np.array([-1, 1]) * (size // 2 * 10)
-    return tuple(_place(seed, cluster, k, lons[k], lats[k], epsg, corner[k]) for k in range(CLUSTER))
+    constants = world_of(world)
+    return tuple(_place(seed, cluster, k, lons[k], lats[k], epsg, corner[k], constants) for k in range(CLUSTER))
 
 
-def _place(seed: int, cluster: int, k: int, lon: float, lat: float, epsg: int, corner: np.ndarray) -> Place:
-    day = int(_draw(seed, 3, cluster, 0) * _DAYS)
+def _place(seed: int, cluster: int, k: int, lon: float, lat: float, epsg: int, corner: np.ndarray, world: World) -> Place:
+    taken = k if world.own_date else 0
+    day = int(_draw(seed, 3, cluster, taken) * _DAYS)
     overpass_ns = int((10.5 - lon / 15) * 3600) * 10**9
     time_s2 = _START_NS + day * _DAY_NS + overpass_ns
-    lag = 2 * _draw(seed, 4, cluster, 0) - 1  # one S1 pass a cluster
+    lag = 2 * _draw(seed, 4, cluster, taken) - 1
     green, cold = _season(day, lat)
     return Place(lon, lat, epsg, float(corner[0]), float(corner[1]), time_s2, time_s2 + int(lag * 2.9 * 86_400) * 10**9,
-                 _theme(seed, cluster, k, lat, cold), green, cold)
+                 _theme(seed, cluster, k, lat, cold, world.strays), green, cold)
 
 
 def _centre(seed: int, cluster: int) -> tuple[float, float]:
@@ -95,9 +98,9 @@ def _season(day: int, lat: float) -> tuple[float, float]:
     return round(float(1 - swing * (0.5 - 0.5 * summer)), 4), round(float(-celsius / 10), 4)
 
 
-def _theme(seed: int, cluster: int, k: int, lat: float, cold: float) -> int:
-    """The cluster's class for three patches in four, else one of its own."""
-    own = _draw(seed, 5, cluster, k) < 0.25
+def _theme(seed: int, cluster: int, k: int, lat: float, cold: float, strays: float) -> int:
+    """The cluster's class, but for `strays` of the patches, which have one of their own."""
+    own = _draw(seed, 5, cluster, k) < strays
     drawn = _draw(seed, 6, cluster, k) if own else _draw(seed, 7, cluster, 0)
     theme = _THEMES[min(int(np.searchsorted(_SHARES, drawn, side="right")), len(_THEMES) - 1)]
     if theme == NEEDLELEAF and abs(lat) < 30:

@@ -140,17 +140,17 @@ def cut_edge(out: np.ndarray, angle_x: int, angle_y: int, at: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def patch_spectra(seed: int, site: int, cluster: int, row: int, spread: float) -> np.ndarray:
-    """SPECTRA with each endmember's level and slope changed by up to `spread` and half of it again in the patch itself.
+def patch_spectra(seed: int, site: int, cluster: int, row: int, region: float, place: float, calibration: float) -> np.ndarray:
+    """SPECTRA with each endmember's level and slope changed by up to `region` in the cluster and by up to `place` in the patch itself.
 
-    Soils and leaves differ from region to region, and less from place to place.
+    Soils and leaves differ from region to region and from place to place. calibration: spread of each band's gain in the patch.
     """
     out = np.empty(SPECTRA.shape, np.float32)
     for e in range(SPECTRA.shape[0]):
-        level = _signed(seed, site, cluster, e, spread) + _signed(seed, site + 1, row, e, spread / 2)
-        slope = _signed(seed, site + 2, cluster, e, spread) + _signed(seed, site + 3, row, e, spread / 2)
+        level = _signed(seed, site, cluster, e, region) + _signed(seed, site + 1, row, e, place)
+        slope = _signed(seed, site + 2, cluster, e, region) + _signed(seed, site + 3, row, e, place)
         for b in range(NUM_BANDS):
-            out[e, b] = SPECTRA[e, b] * (F(1) + level + slope * (F(b) * F(2 / 11) - F(1)))
+            out[e, b] = SPECTRA[e, b] * (F(1) + level + slope * (F(b) * F(2 / 11) - F(1))) * (F(1) + _signed(seed, site + 4, row, b, calibration))
     return out
 
 

@@ -12,15 +12,16 @@ NUM_TEXTURES = 4  # pixel-scale, 4 px, 8 px, 32 px
 
 
 @njit(cache=True, nogil=True)
-def class_map(seed: int, salt: int, x0: int, y0: int, size: int, theme: int, cold: float, relief: np.ndarray) -> np.ndarray:
-    """(size, size) uint8: the theme, with other classes where moisture, use or height are extreme."""
+def class_map(seed: int, salt: int, x0: int, y0: int, size: int, theme: int, cold: float, relief: np.ndarray,
+              pure: float, purer: float) -> np.ndarray:
+    """(size, size) uint8: the theme, with other classes where moisture, use (beyond pure .. pure + purer) or height are extreme."""
     moist = fractal(size, size, seed, 21 + salt, x0, y0, 128, 4)
     use = fractal(size, size, seed, 22 + salt, x0, y0, 128, 3)
     wood = NEEDLELEAF if unit(key(seed, 31, salt, 0)) < F(0.5) and theme != BROADLEAF else BROADLEAF
     humans = BUILT if unit(key(seed, 32, salt, x0)) < F(0.4) else CROP
     poor = BARE if unit(key(seed, 33, salt, y0)) < F(0.3) else GRASS
     level = F(-0.95) + F(0.35) * unit(key(seed, 34, x0, y0))
-    spread = F(0.14) + F(0.36) * unit(key(seed, 35, x0, y0))
+    spread = F(pure) + F(purer) * unit(key(seed, 35, x0, y0))
     classes = np.empty((size, size), np.uint8)
     for i in range(size):
         for j in range(size):
@@ -77,7 +78,7 @@ def parcels(seed: int, salt: int, x0: int, y0: int, size: int, length: int, wide
 
 @njit(cache=True, nogil=True)
 def abundances(classes: np.ndarray, texture: np.ndarray, parcel: np.ndarray, stage: np.ndarray, across: np.ndarray, streets: np.ndarray,
-               green: float, gain: np.ndarray, out: np.ndarray) -> None:
+               green: float, gain: np.ndarray, rows_in_32_px: int, out: np.ndarray) -> None:
     """Write the share of each endmember of every pixel to out (E, H, W); shares sum to 1.
 
     gain (6,): this patch's texture contrast, vegetation cover, dryness, density of houses, unlikeness of fields and lowness of the
@@ -104,7 +105,7 @@ def abundances(classes: np.ndarray, texture: np.ndarray, parcel: np.ndarray, sta
                 shade = F(0.02) + F(0.20) * low + F(0.22) * contrast * broad
             elif k == CROP:
                 grown = (F(0.5) + unlike * (stage[i, j] - F(0.5))) * (F(0.3) + F(0.7) * F(green))
-                rows = F(1) if (across[i, j] * F(32)) % F(1) < F(0.5) else F(-1)
+                rows = F(1) if (across[i, j] * F(rows_in_32_px)) % F(1) < F(0.5) else F(-1)
                 leaf = F(1.15) * grown * cover * (F(1) + F(0.25) * contrast * rows)
                 shade = F(0.02) + F(0.18) * low + F(0.10) * contrast * rows
             elif k == BUILT:
