@@ -29,6 +29,7 @@ class TwoViews:
     blur_sigma: tuple[float, float] = (0.1, 2.0)  # pixels
     jitters: int = 0  # colour jitters per view, each on a random triple of bands
     jitter_strength: float = 0.2
+    jitter_space: Literal["zscore", "physical"] = "zscore"
     band_dropout: float = 0.0  # probability, for each band on its own
 
     def __post_init__(self) -> None:
@@ -40,7 +41,7 @@ class TwoViews:
         """The two views."""
         augment = Augment(
             crop_area=self.crop_area, crop_ratio=self.crop_ratio, dihedral=self.dihedral, rotation=self.rotation, blur=self.blur,
-            blur_sigma=self.blur_sigma, jitters=(self.jitters, self.jitters), jitter_strength=(self.jitter_strength,) * 2,
+            blur_sigma=self.blur_sigma, jitters=(self.jitters, self.jitters), jitter_strength=(self.jitter_strength,) * 2, jitter_space=self.jitter_space,
             band_dropout=(self.band_dropout,) * 2)
         if self.pair == "bands":
             return View(bands=MS_BANDS, draw_bands=1, augment=augment), View(bands=SAR_BANDS, draw_bands=1, augment=augment)
