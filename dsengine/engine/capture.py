@@ -28,6 +28,7 @@ from dsengine.engine.sums import digest, sha256, sync
 from dsengine.errors import RunError, UsageError
 
 _ABOUT = "capture.json"
+_TENSORS = ("weights.safetensors", "batch.safetensors")
 _FORMAT = 1
 
 
@@ -56,7 +57,7 @@ def write(run: Path, *, weights: dict[str, Tensor], batch: Batch, about: dict[st
         save_file(_tensors(batch), stage / "batch.safetensors")
         about = {"format": _FORMAT, "step": batch.step, "seed": batch.seed, **about, "threads": torch.get_num_threads(), "versions": versions(),
                  "channels_last": [x.ndim == 4 and x.is_contiguous(memory_format=torch.channels_last) for x in batch.views],
-                 "sha256": {name: sha256(stage / name) for name in ("weights.safetensors", "batch.safetensors")}}
+                 "sha256": {name: sha256(stage / name) for name in _TENSORS}}
         about["capture_sha256"] = digest(about)
         (stage / _ABOUT).write_text(json.dumps(about, indent=1))
         for path in [*stage.iterdir(), stage]:
@@ -80,8 +81,8 @@ def read(folder: str | Path) -> Captured:
             raise RunError(f"capture {folder}: {_ABOUT} does not match its sha256, the file is damaged")
         if about["format"] != _FORMAT:
             raise RunError(f"capture {folder}: is of format {about['format']}, this version reads {_FORMAT}")
-        for name, expected in about["sha256"].items():
-            if sha256(folder / name) != expected:
+        for name in _TENSORS:
+            if sha256(folder / name) != about["sha256"][name]:
                 raise RunError(f"capture {folder}: {name} does not match its sha256, the file is damaged")
         batch = _batch(load_file(folder / "batch.safetensors"), about)
         return Captured(folder, about, load_file(folder / "weights.safetensors"), batch)

@@ -7,6 +7,7 @@ it raises never ends a run: the first failure is said, and the run goes on witho
 import json
 from collections.abc import Callable
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Protocol
@@ -15,7 +16,6 @@ from dsengine.errors import UsageError
 
 _PROJECT = "dsengine"
 _KEPT = "monitor.json"  # in the run folder: {service: its name of this run}, so that a resumed run goes on where it was
-_PACKAGES = {"wandb": "wandb", "mlflow": "mlflow"}
 
 
 class Monitor(Protocol):
@@ -32,7 +32,7 @@ class _Wandb:
     def __init__(self, module: ModuleType, run: Path, settings: dict[str, Any]) -> None:
         before = _kept(run).get("wandb")
         # Neither the source, nor the console, nor the command line: paths and tokens may stand in them.
-        quiet = module.Settings(console="off", disable_git=True, disable_code=True, save_code=False, program="dsengine")
+        quiet = module.Settings(console="off", disable_git=True, disable_code=True, save_code=False, x_disable_meta=True)
         self._run = module.init(project=_PROJECT, name=run.name, dir=str(run), config=settings, id=before, resume="allow" if before else None, settings=quiet)
         _keep(run, "wandb", self._run.id)
 
@@ -98,9 +98,9 @@ def installed(name: str) -> ModuleType | None:
     if name == "none":
         return None
     try:
-        return __import__(_PACKAGES[name])
+        return import_module(name)
     except ImportError as error:
-        raise UsageError(f"train.monitor={name}: the package is not installed ({error}); pip install {_PACKAGES[name]}, or train.monitor=none") from error
+        raise UsageError(f"train.monitor={name}: the package is not installed ({error}); pip install {name}, or train.monitor=none") from error
 
 
 def numbers(record: dict) -> dict[str, float]:
