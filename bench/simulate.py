@@ -44,7 +44,7 @@ class Job:
     gradients: float = 46e6  # fp32
     hidden: float = 0.9  # share of the all-reduce that lies under backward
     gathered: float = 1024 * 512 * 4  # bytes of embeddings that each rank sends to all others
-    checkpoint: float = 2.0  # that training stands still for one
+    checkpoint: float = 0.2  # that training stands still for one, which a thread writes meanwhile
     restart: float = 180.0  # from a failure to the first step after it
 
 
