@@ -51,7 +51,7 @@ def test_set_values_are_typed(text: str, path: tuple[str, str], value: object) -
     ("train.epochs=many", "train.epochs must be int, got 'many'"),
     ("train.epochs=1.5", "train.epochs must be int, got 1.5"),
     ("train.epochs=true", "train.epochs must be int, got True"),
-    ("train.precision=fp8", "train.precision='fp8' is not legal; did you mean fp64, fp32? legal: auto"),
+    ("train.precision=fp8", "train.precision='fp8' is not legal; did you mean fp64, fp32, fp16? legal: auto"),
     ("method.shift_px=3", "method.shift_px must be 2 values"),
     ("method.name=csv", "method 'csv' is unknown; did you mean csf"),
     ("encoder.name=resnet19", "encoder 'resnet19' is unknown"),

@@ -48,4 +48,4 @@ def test_compiled_by_inductor_the_words_are_the_same() -> None:
 
     ids = torch.arange(3) * 7 + 2
     assert torch.equal(torch.compile(draw, fullgraph=True)(ids), draw(ids))
-    torch.library.opcheck(torch.ops.dsengine.noise_words.default, (ids, 6, 5, SITE, 3))
+    torch.library.opcheck(torch.ops.dsengine.noise_words.default, (ids, 6, 5, SITE, torch.tensor(3)))

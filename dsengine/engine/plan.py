@@ -42,6 +42,8 @@ def complete(config: RunConfig, corpus: Corpus | SeriesCorpus, *, ranks: int, de
     group = _given(train.bn_group, _largest_divisor(_given(train.micro_batch, batch // ranks), at_most=128))
     if group != "global":
         _check_group(group, train.micro_batch, batch, ranks)
+    if train.cuda_graphs and device.type != "cuda":
+        raise UsageError(f"train.cuda_graphs=true: takes a GPU, this run is on {device.type}; legal: false")
     steps = rows // batch
     train = replace(train, batch_size=batch, bn_group=group, precision=_precision(train.precision, device),
                     log_steps=_given(train.log_steps, max(1, steps // 10)), checkpoint_steps=_given(train.checkpoint_steps, steps))

@@ -27,7 +27,9 @@ class TrainConfig:
     restart_epochs: int = 5  # length of the first cosine of `restarts`
     restart_mult: int = 1  # each later one is so many times as long as the one before
     seed: int = 0
-    precision: Literal["auto", "bf16", "fp32", "fp64"] = "auto"  # auto: bf16 where the device computes in it, else fp32
+    precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = "auto"  # auto: bf16 where the device computes in it, else fp32
+    compile: bool = False  # encoders by torch.compile
+    cuda_graphs: bool = False  # encoders as CUDA graphs, for small batches a GPU
     micro_batch: int | None = None  # samples a rank takes through the encoder at a time, to save memory; the step is the same. None: all of its batch
     # Samples of one view that share BatchNorm statistics; global: all, over all ranks. None: at most 128, of a rank's pass.
     bn_group: int | Literal["global"] | None = None
@@ -50,6 +52,8 @@ class TrainConfig:
             _at_least(self, "bn_group", 1)
         elif self.micro_batch is not None:
             raise UsageError(f"micro_batch={self.micro_batch}: bn_group=global needs every sample in one pass; legal: leave micro_batch out, or a bn_group of samples")
+        if self.cuda_graphs and (self.compile or self.micro_batch is not None or self.bn_group == "global"):
+            raise UsageError("cuda_graphs=true: legal without compile, micro_batch and bn_group=global")
         for name in ("weight_decay", "warmup_steps", "min_lr", "momentum"):
             _at_least(self, name, 0)
         _at_least(self, "batch_size", 2, why="a sample needs others to differ from")

@@ -8,6 +8,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from dsengine.data.sample import Batch
 from dsengine.dist import World
+from dsengine.engine.graphs import capture_encoders
 from dsengine.engine.micro import InPasses
 from dsengine.engine.optim import set_learning_rate
 from dsengine.engine.precision import computing, ready
@@ -22,14 +23,15 @@ class Step:
     """Callable: a batch and a learning rate in, the method's named scalars out, still on the device."""
 
     def __init__(self, method: nn.Module, optimizer: torch.optim.Optimizer, *, precision: str, world: World,
-                 micro_batch: int | None = None) -> None:
-        """micro_batch: samples of this rank a pass; None: all of them in one."""
+                 micro_batch: int | None = None, cuda_graphs: bool = False) -> None:
+        """micro_batch: samples of this rank a pass; None: all of them in one. cuda_graphs: see `engine.graphs`."""
         self.base_lr = optimizer.defaults["lr"]  # for groups that do not follow the schedule
         self.method = method
         self.passes = None if micro_batch is None else InPasses(method, size=micro_batch, precision=precision, world=world)
-        self.module = _wrap(method, world) if self.passes is None else method
+        # None: made at the first step, whose shapes graphs need.
+        self.module: nn.Module | None = None if cuda_graphs else _wrap(method, world) if self.passes is None else method
         self.optimizer = optimizer
-        self.precision = precision
+        self.precision, self.world = precision, world
         self.parameters = [p for group in optimizer.param_groups for p in group["params"]]
         device = self.parameters[0].device
         self.scaler = LossScale(optimizer, device) if precision == "fp16" else None
@@ -55,6 +57,9 @@ class Step:
         """Add the gradients of the global batch's loss, averaged over ranks, to the parameters; the method's scalars."""
         if self.passes is not None:
             return self.passes(batch, backward=self._backward)
+        if self.module is None:
+            capture_encoders(self.method, batch, self.precision)
+            self.module = _wrap(self.method, self.world)
         scores = forward(self.module, batch, self.precision)
         self._backward(scores["loss"])
         return scores

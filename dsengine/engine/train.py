@@ -23,6 +23,7 @@ from dsengine.dist import World, gather_rows, mean_over_ranks_
 from dsengine.encoders import build_encoder, shape_of
 from dsengine.engine import alarms, capture, checkpoint, figures, optim, plan, pretrained, profile, whiten
 from dsengine.engine.clock import Clock
+from dsengine.engine.compiled import compile_encoders
 from dsengine.engine.elastic_beat import DATA, REST, STEP, Batches, Heartbeat
 from dsengine.engine.failure import Captures
 from dsengine.engine.knn_probe import Probe
@@ -53,6 +54,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     whitening = whiten.measure(config, corpus) if saved is None else {}
     method = place(fresh_method(config, corpus.bands, contract=contract if saved is None else None, whitening=whitening), setting.precision, device)
     set_groups(method, setting.bn_group, setting.micro_batch or setting.batch_size // world.size, world=world)
+    if setting.compile:
+        compile_encoders(method)
     optimizer = optim.make_optimizer(method, setting)
     views = sized(method.views, config.data.size)
     common = dict(seed=setting.seed, device=device, dtype=view_dtype(setting.precision), num_threads=config.data.threads,
@@ -63,7 +66,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     start = 0 if saved is None else saved.step
     if saved is not None:
         checkpoint.restore(saved, method, optimizer, device)
-    _check_agreed(start, run, world, device)
+    _check_agreed(config, start, run, world, device)
 
     with ExitStack() as stack:
         stop = stack.enter_context(Stop(world, timeout_s=config.device.collective_timeout_s + 60))
@@ -110,7 +113,8 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
                                           inputs=_described(config, corpus)))
 
         # Loop
-        step_once = Step(method, optimizer, precision=setting.precision, world=world, micro_batch=setting.micro_batch)
+        step_once = Step(method, optimizer, precision=setting.precision, world=world, micro_batch=setting.micro_batch,
+                         cuda_graphs=setting.cuda_graphs)
         captures = Captures(run=run, config=config, corpus=corpus, views=views, loading=common, world=world, device=device)
         meter, clock = Meter(), Clock(method.encoders, world=world, device=device)
         watch = alarms.Watch(alarms.advice(kept=loader.tier.kind, kept_why=loader.tier.reason, threads=config.data.threads,
@@ -242,11 +246,16 @@ def _heldout_loss(method: nn.Module, heldout: FixedViews, precision: str, world:
     return (total[0] / total[1]).item()
 
 
-def _check_agreed(start: int, run: Path, world: World, device: torch.device) -> None:
-    """RunError where ranks found different checkpoints, as a network file system may show them."""
-    starts = gather_rows(torch.tensor([start], device=device), world.group).tolist()
-    if len(set(starts)) > 1:
-        raise RunError(f"{run}: ranks would start at different steps ({', '.join(map(str, starts))} by rank): do all machines see the same folder?")
+def _check_agreed(config: RunConfig, start: int, run: Path, world: World, device: torch.device) -> None:
+    """RunError where ranks have other settings, as tasks meant to be runs of their own, or found other checkpoints, as a network file system may show."""
+    settings = configuration.dump(config)
+    given = zlib.crc32(repr([settings.get(key) for key in ("method", "encoder", "encoders", "train")]).encode())
+    ranks = gather_rows(torch.tensor([[start, given]], device=device), world.group).tolist()
+    if len({given for _, given in ranks}) > 1:
+        raise RunError(f"{run}: ranks have different settings, as if each was to be a run of its own; start those without torchrun or srun's several tasks")
+    if len({start for start, _ in ranks}) > 1:
+        raise RunError(f"{run}: ranks would start at different steps ({', '.join(str(start) for start, _ in ranks)} by rank): "
+                       "do all machines see the same folder?")
 
 
 def _read(scores: dict[str, Tensor], world: World) -> dict[str, float]:

@@ -19,7 +19,8 @@ class KeyedDropout(nn.Module):
             raise UsageError(f"dropout={p}: must be in [0, 1)")
         self.p = p
         self.ids: Tensor | None = None
-        self.seed, self.step, self.site = 0, 0, 0
+        self.step: Tensor | None = None  # () int64: a number would be compiled anew at every step
+        self.seed, self.site = 0, 0
 
     def forward(self, x: Tensor) -> Tensor:
         """x with its mask."""
@@ -37,9 +38,10 @@ class KeyedDropout(nn.Module):
 
 def set_keys(module: nn.Module, ids: Tensor, *, seed: int, step: int) -> None:
     """Tell every KeyedDropout in `module` whose rows come next: ids (B,) int64 of this rank, in the order of each view."""
-    for name, layer in module.named_modules():
-        if isinstance(layer, KeyedDropout):
-            layer.ids, layer.seed, layer.step, layer.site = ids, seed, step, noise.key(f"dropout.{_own_name(name)}")
+    layers = [(name, layer) for name, layer in module.named_modules() if isinstance(layer, KeyedDropout)]
+    at = torch.full((), step, dtype=torch.int64, device=ids.device) if layers else None
+    for name, layer in layers:
+        layer.ids, layer.seed, layer.step, layer.site = ids, seed, at, noise.key(f"dropout.{_own_name(name)}")
 
 
 def _own_name(name: str) -> str:

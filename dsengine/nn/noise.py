@@ -21,25 +21,28 @@ def key(name: str) -> int:
     return zlib.crc32(name.encode())
 
 
-def words(ids: Tensor, count: int, *, seed: int, site: int, step: int) -> Tensor:
-    """(n, count) int64 in [0, 2**32) for ids (n,) int64 >= 0: row i are the first words of `noise.words` at ids[i]."""
-    return _words(ids, count, seed, site, step)
+def words(ids: Tensor, count: int, *, seed: int, site: int, step: int | Tensor) -> Tensor:
+    """(n, count) int64 in [0, 2**32) for ids (n,) int64 >= 0: row i are the first words of `noise.words` at ids[i].
+
+    step: a number, or (), int64, on the device of ids: what is compiled takes that for an input, and a number for a constant.
+    """
+    return _words(ids, count, seed, site, step if isinstance(step, Tensor) else torch.full((), step, dtype=torch.int64, device=ids.device))
 
 
 @torch.library.custom_op("dsengine::noise_words", mutates_args=())
-def _words(ids: Tensor, count: int, seed: int, site: int, step: int) -> Tensor:
+def _words(ids: Tensor, count: int, seed: int, site: int, step: Tensor) -> Tensor:
     blocks = torch.arange(-(-count // 4), device=ids.device)
     low, high = (part[:, None].expand(-1, len(blocks)) for part in (ids & _MASK, ids >> 32))
-    counter = low, high, torch.full_like(low, step), blocks.expand(len(ids), -1)
+    counter = low, high, step.expand_as(low), blocks.expand(len(ids), -1)
     return torch.stack(_philox(counter, (seed, site)), dim=-1).flatten(1)[:, :count].contiguous()
 
 
 @_words.register_fake
-def _(ids: Tensor, count: int, seed: int, site: int, step: int) -> Tensor:
+def _(ids: Tensor, count: int, seed: int, site: int, step: Tensor) -> Tensor:
     return ids.new_empty(len(ids), count)
 
 
-def uniform(ids: Tensor, count: int, *, seed: int, site: int, step: int) -> Tensor:
+def uniform(ids: Tensor, count: int, *, seed: int, site: int, step: int | Tensor) -> Tensor:
     """(n, count) float64 in [0, 1), multiples of 2**-32."""
     return words(ids, count, seed=seed, site=site, step=step).double() * 2.0**-32
 
