@@ -22,6 +22,7 @@ def main() -> int:
     parser.add_argument("jobs", nargs="*", default=list(JOBS), metavar="JOB", help=f"of {', '.join(JOBS)} (default: all)")
     parser.add_argument("--rounds", type=int, default=7, help="interleaved repetitions (default 7)")
     parser.add_argument("--seconds", type=float, default=4.0, help="of training a side and round, after the warm-up (default 4)")
+    parser.add_argument("--minutes", type=float, default=10.0, help="of a job, after which no round begins (default 10)")
     parser.add_argument("--only-loss", action="store_true", help="compare losses and stop")
     parser.add_argument("--batch", type=int, help="another batch size than the job's, for a try")
     parser.add_argument("--out", type=Path, metavar="DIR", help="also write DIR/JOB.md")
@@ -31,7 +32,7 @@ def main() -> int:
     for name in args.jobs:
         job = JOBS[name] if args.batch is None else replace(JOBS[name], batch=args.batch)
         head = machine()
-        text = table(job, measure(job, rounds=0 if args.only_loss else args.rounds, seconds=args.seconds)) + head
+        text = table(job, measure(job, rounds=0 if args.only_loss else args.rounds, seconds=args.seconds, minutes=args.minutes)) + head
         print(text, flush=True)
         if args.out is not None:
             args.out.mkdir(parents=True, exist_ok=True)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -71,8 +72,9 @@ class Child:
         return json.loads(line)
 
 
-def measure(job: Job, *, rounds: int, seconds: float) -> Found:
-    """Everything of one job."""
+def measure(job: Job, *, rounds: int, seconds: float, minutes: float) -> Found:
+    """Everything of one job; no round begins after `minutes`."""
+    latest = time.monotonic() + 60 * minutes
     with ExitStack() as stack:
         children = {side: Child(side, job) for side in job.sides}
         for child in children.values():
@@ -82,6 +84,8 @@ def measure(job: Job, *, rounds: int, seconds: float) -> Found:
             return found
         counts = {side: _counts(child, seconds) for side, child in children.items()}
         for number in range(rounds):
+            if number and time.monotonic() > latest:
+                break
             print(f"{job.name}: round {number + 1} of {rounds}", file=sys.stderr, flush=True)
             order = list(children)
             order = order[number % len(order):] + order[:number % len(order)]
