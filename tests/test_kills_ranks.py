@@ -204,3 +204,13 @@ def test_tasks_of_srun_are_ranks_and_stop_with_code_75(small_corpus: Path, tmp_p
     for process in (processes := tasks(steps=reached(out) + 3)):
         assert process.communicate(timeout=120) and process.returncode == 0
     _assert_same(read_metrics(out)[:STEPS], alone)
+
+
+def test_tasks_of_srun_with_settings_of_their_own_are_refused_as_one_run(small_corpus: Path, tmp_path: Path) -> None:
+    srun = {"SLURM_JOB_ID": "99", "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_STEP_NODELIST": "localhost", "SLURM_NODEID": "0",
+            "SLURM_STEP_TASKS_PER_NODE": "2"}
+    processes = [start([*TRAIN, *settings(small_corpus, tmp_path / f"run{rank}", "--seed", str(rank), steps=4)], **srun, SLURM_PROCID=rank, SLURM_LOCALID=rank)
+                 for rank in range(2)]
+    said = [process.communicate(timeout=120)[1] for process in processes]
+    assert [process.returncode for process in processes] == [1, 1], said
+    assert all("ranks have different settings" in text for text in said)

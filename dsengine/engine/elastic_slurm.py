@@ -13,7 +13,8 @@ def adopt(environment: MutableMapping[str, str] = os.environ) -> None:
     if "RANK" in environment or int(environment.get("SLURM_STEP_NUM_TASKS", 1)) < 2 or "SLURM_PROCID" not in environment:
         return
     host, _, port = endpoint(environment).rpartition(":")
-    here = task_counts(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))[int(environment.get("SLURM_NODEID", 0))]
+    counts = task_counts(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
+    here = counts[min(int(environment.get("SLURM_NODEID", 0)), len(counts) - 1)]
     found = {"RANK": environment["SLURM_PROCID"], "WORLD_SIZE": environment["SLURM_STEP_NUM_TASKS"], "LOCAL_RANK": environment["SLURM_LOCALID"],
              "LOCAL_WORLD_SIZE": str(here), "MASTER_ADDR": host, "MASTER_PORT": port}
     environment.update({key: environment.get(key, value) for key, value in found.items()})

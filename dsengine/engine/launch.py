@@ -121,6 +121,8 @@ def run(config: RunConfig, *, resume: bool = False) -> Ended:
 
 def checked(config: RunConfig, *, kind: str, ranks: int, resume: bool) -> RunConfig:
     """`config` with nothing left open, its corpus made where it names none; UsageError for what `ranks` on that kind of device cannot run."""
+    if config.out is None and ranks > 1 and dist.under_launcher():
+        raise UsageError("out: ranks started by torchrun or srun must agree on the run folder; name it, --out DIR")
     elastic.check_restarts(config, ranks)
     if config.corpus is None:
         config = replace(config, corpus=str(default_corpus(corpus_kind(config.method))))

@@ -1,7 +1,7 @@
 """Forks `dsengine ARGV` from a process that has imported everything, so that a hundred starts cost no hundred imports of torch.
 
 Reads one JSON object a line from standard input and answers each with one, when the command has ended:
-{"argv", "log": file for what it prints, "signal": number, "after_s": when to send it, "arm": [folder, number of a call, 0 before / 1 in the middle of /
+{"argv", "log": file for what it prints, "signal": number, "after_s": when to send it, "lines": [file, number of lines that it must have by then], "arm": [folder, number of a call, 0 before / 1 in the middle of /
 2 after / 3 never], "fsize": largest file in bytes} -> {"code": exit code, negative for a signal,
 "seconds", "fault": the call at which it ended, or every one}. Started with LD_PRELOAD of faults.c, whose path is the only argument.
 """
@@ -56,19 +56,30 @@ def _become(job: dict, faults: ctypes.CDLL, fault_log: int) -> None:
     os._exit(code)
 
 
+def _strike(job: dict, pid: int, over: threading.Event) -> None:
+    """Send the signal when it is due, unless the process has ended."""
+    if "lines" in job:
+        path, number = Path(job["lines"][0]), job["lines"][1]
+        while not over.is_set() and not (path.exists() and path.read_bytes().count(b"\n") >= number):
+            time.sleep(0.002)
+    if not over.wait(job.get("after_s", 0)):
+        os.kill(pid, job["signal"])
+
+
 def _run(job: dict, faults: ctypes.CDLL) -> dict:
     with tempfile.TemporaryFile() as fault_log:
         began = time.monotonic()
         pid = os.fork()
         if pid == 0:
             _become(job, faults, fault_log.fileno())
-        timer = threading.Timer(job.get("after_s", 0), os.kill, (pid, job["signal"])) if "signal" in job else None
-        if timer is not None:
-            timer.start()
-        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # still a zombie: its number cannot be another's when the timer strikes
-        if timer is not None:
-            timer.cancel()
-            timer.join()
+        over = threading.Event()
+        striker = threading.Thread(target=_strike, args=(job, pid, over))
+        if "signal" in job:
+            striker.start()
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # still a zombie: its number cannot be another's when the signal comes
+        over.set()
+        if "signal" in job:
+            striker.join()
         code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
         fault_log.seek(0)
         return {"code": code, "seconds": time.monotonic() - began, "fault": fault_log.read().decode()}
