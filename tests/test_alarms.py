@@ -113,11 +113,11 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
         del sys.modules[name]
 
 
-def _run(corpus: Path, out: Path, *, steps: int, batch: int = 8, device: dict | None = None, encoder: dict | None = None, group: int = 8, **method: object) -> Run:
-    return dsengine.train(corpus=str(corpus), out=str(out), device={"gpus": 0, **(device or {})}, encoder={"name": "faults.small", **(encoder or {})},
+def _run(corpus: Path, out: Path, *, steps: int, batch: int = 8, **method: object) -> Run:
+    return dsengine.train(corpus=str(corpus), out=str(out), device={"gpus": 0}, encoder="faults.small",
                           method={"name": "faults.method", **method}, data={"size": 16, "prefetch": 8},
                           train={"max_steps": steps, "epochs": 1000, "batch_size": batch, "precision": "fp32", "lr": 1e-3, "log_steps": 5,
-                                 "checkpoint_steps": 1000, "heldout_samples": 2, "bn_group": group})
+                                 "checkpoint_steps": 1000, "heldout_samples": 2, "bn_group": 8})
 
 
 def _kinds(run: Run) -> set[str]:
@@ -148,9 +148,3 @@ def test_a_slow_loader_raises_the_alarm_of_waiting(planted: None, small_corpus: 
     monkeypatch.setattr(loader, "make", lambda *args, **kwargs: (time.sleep(0.05), made(*args, **kwargs))[1])
     run = _run(small_corpus, tmp_path / "run", steps=60)
     assert _every_kind(run) == {"data wait"} and "--profile" in run.metrics[-1]["alarm"]
-
-
-def test_a_slow_rank_is_named(planted: None, small_corpus: Path, tmp_path: Path) -> None:
-    run = _run(small_corpus, tmp_path / "run", steps=15, device={"procs": 2}, encoder={"slow_rank": 1, "sleep_s": 0.2}, group=4)
-    assert len(run.metrics[-1]["rank_s"]) == 2
-    assert "slow rank" in _kinds(run) and "rank 1 takes" in run.metrics[-1]["alarm"]
