@@ -123,7 +123,7 @@ def _waiting(records: Sequence[dict], advice: str) -> str:
     if len(logged) < _WAITS:
         return ""
     seconds = [(now["step"] - before["step"]) / max(now.get("samples_per_s", 1.0), 1e-9) for before, now in zip(logged, logged[1:])]
-    mean = sum(s * r["data_wait"] for s, r in zip(seconds, logged[1:])) / sum(seconds)
+    mean = sum(s * r["data_wait"] for s, r in zip(seconds, logged[1:])) / max(sum(seconds), 1e-9)
     share = min(mean, statistics.median(r["data_wait"] for r in logged))
     return f"{share:.0%} of the time over the last {_WAITS} records; {advice}".removesuffix("; ") if share > WAIT else ""
 

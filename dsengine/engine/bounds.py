@@ -29,7 +29,10 @@ _BATCHES = 3
 
 
 def finish(run: Path) -> list[str]:
-    """Add to the profile of a finished run, and tell it: {"loader_s" (of patches alone), "flops", "moved_bytes", "bound_s", "bound"} of rank 0's step."""
+    """Add to the profile of a finished run, and tell all of it.
+
+    {"loader_s" (of patches alone), "flops", "moved_bytes", "bound_s", "bound"} of rank 0's step; RunError where there is no profile.
+    """
     found, config = profile.read(run), configuration.resolve(configuration.load_file(run / "config.yaml"))
     begun = [event for event in read_history(run) if event["event"] == "start"][-1]
     corpus, device, ranks = open_corpus(config.corpus), torch.device(begun["machine"]["device"]), begun["ranks"]
@@ -92,7 +95,8 @@ def _read_alone(plan: LoadPlan, ids: np.ndarray) -> None:
 def _rates(precision: str, device: torch.device) -> tuple[float, float, str]:
     """Operations and bytes a second that this machine is capable of, and how that is known; zeros for a GPU that is not in the table."""
     if device.type == "cpu":
-        return (*_measured(torch.bfloat16 if precision == "bf16" else torch.float64 if precision == "fp64" else torch.float32), "as large products and copies run here")
+        dtype = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp64": torch.float64}.get(precision, torch.float32)
+        return (*_measured(dtype), "as large products and copies run here")
     name = torch.cuda.get_device_name(device)
     known = next((gpu for title, gpu in GPUS.items() if title.split()[0] in name), None)
     if known is None:

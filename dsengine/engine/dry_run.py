@@ -121,8 +121,8 @@ def cost_like(config: RunConfig, corpus: Corpus | SeriesCorpus, *, ranks: int) -
     return estimate.cost_of(_fresh(config, corpus, rows=rows), batch, precision=config.train.precision), local // rows
 
 
-_ROOFLINE = (f"estimated: operations at the GPU's peak, then {_LIKE_REFERENCE:g} bytes moved for each byte kept for backward at its memory's rate, one after "
-             f"the other, and {_REACHED:.0%} of that; loading, augmentation and collectives behind it")
+_ROOFLINE = (f"estimated: operations at the GPU's peak, then {_LIKE_REFERENCE:g} bytes moved for each byte kept for backward at its memory's rate, "
+             f"one after the other, and {_REACHED:.0%} of that; loading, augmentation and collectives behind it")
 
 
 def _by_roofline(cost: estimate.Cost, rows: int, precision: str) -> dict[str, float]:
@@ -208,7 +208,8 @@ def lines(found: Planned) -> list[str]:
             f"steps        {found.steps:,}: {found.per_epoch} an epoch; a line every {train.log_steps}, a checkpoint every {train.checkpoint_steps}",
             f"operations   {found.cost.flops / (train.micro_batch or local) / 1e9:.2f} GFLOP a sample, forward and backward"
             + ("" if found.cost.backward else "; forward alone: the backward pass of this method could not be counted"),
-            f"memory       {sum(kept.values()) / 1e9:.2f} GB a rank besides the process and the corpus: "
+            f"memory       {sum(kept.values()) / 1e9:.2f} GB of tensors a rank besides the corpus "
+            "(a CPU process was measured to take 1.3 times as much): "
             + ", ".join(f"{name} {size / 1e9:.2f}" for name, size in kept.items()),
             f"             {_corpus_line(found, corpus)}"]
     return [*told, *_speed(found), *_sent(found), *_disk(found)]
@@ -262,8 +263,8 @@ def _disk(found: Planned) -> list[str]:
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    return [f"disk         {one / 1e6:.0f} MB a checkpoint, at most {all_of_them / 1e9:.2f} GB of them at a time; {free / 1e9:.0f} GB free in {folder}"
-            + ("" if free > all_of_them else ": too little")]
+    return [f"disk         {one / 1e6:.0f} MB a checkpoint, at most {all_of_them / 1e9:.2f} GB of them at a time; "
+            f"{free / 1e9:.0f} GB free in {folder}" + ("" if free > all_of_them else ": too little")]
 
 
 def _duration(seconds: float) -> str:

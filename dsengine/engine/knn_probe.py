@@ -39,7 +39,8 @@ def chosen_label(corpus: Corpus | SeriesCorpus, label: str | None, *, every: int
     if label is not None and label not in fitting:
         raise UsageError(f"train.knn_label={label!r}: no label of kind {' or '.join(KINDS)} with 2 classes or more; {nearest(label, fitting)}")
     if empty := [split for split in ("train", "val") if not len(corpus.rows(split, where))]:
-        raise UsageError(f"train.knn_epochs={every}: the {empty[0]} split of {corpus.path} is empty; legal: a corpus with both, or no train.knn_epochs")
+        raise UsageError(f"train.knn_epochs={every}: the {empty[0]} split of {corpus.path} is empty; "
+                         "legal: a corpus with both, or no train.knn_epochs")
     return label or fitting[0]
 
 

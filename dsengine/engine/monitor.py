@@ -33,7 +33,8 @@ class _Wandb:
         before = _kept(run).get("wandb")
         # Neither the source, nor the console, nor the command line: paths and tokens may stand in them.
         quiet = module.Settings(console="off", disable_git=True, disable_code=True, save_code=False, x_disable_meta=True)
-        self._run = module.init(project=_PROJECT, name=run.name, dir=str(run), config=settings, id=before, resume="allow" if before else None, settings=quiet)
+        self._run = module.init(project=_PROJECT, name=run.name, dir=str(run), config=settings, id=before,
+                                resume="allow" if before else None, settings=quiet)
         _keep(run, "wandb", self._run.id)
 
     def write(self, record: dict) -> None:

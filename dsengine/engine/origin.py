@@ -45,7 +45,8 @@ def _leaving(origin: Origin, title: str) -> Any:
     def hook(part: nn.Module, args: tuple, output: Any) -> None:
         made = tensors_of(output)
         if not origin.forward and not all(map(finite, made)):
-            given = "though its input is finite" if all(map(finite, tensors_of(args))) else "and so is its input not: what lies between it and the modules before it"
+            sound = all(map(finite, tensors_of(args)))
+            given = "though its input is finite" if sound else "nor is its input: look at what lies between it and the modules before it"
             own = [name for name, p in part.named_parameters(recurse=False) if not finite(p)]
             origin.forward = f"the output of {title}, {given}" + (f"; its {', '.join(own)} is not finite" if own else "")
         for x in made:
@@ -55,7 +56,10 @@ def _leaving(origin: Origin, title: str) -> Any:
 
 
 def _follow(origin: Origin, x: Tensor, where: str) -> None:
-    """Have the gradient of `x` looked at. The tensor between two modules is the output of one and the input of the next, which comes first backward; of several, the last that took it."""
+    """Have the gradient of `x` looked at.
+
+    The tensor between two modules is the output of one and the input of the next, which comes first backward; of several, the last that took it.
+    """
     if not x.requires_grad:
         return
     if id(x) in origin._seen:

@@ -71,7 +71,8 @@ class Profiler:
         self._folder.mkdir(exist_ok=True)
         self._tracer.export_chrome_trace(str(self._folder / "trace.json"))
         parts = parts_of(_events(self._tracer), ranks=self._world.size, seconds=seconds)
-        found = {"steps": TRACED, "step_s": self._bare_s, "traced_step_s": seconds / TRACED, "parts_s": {name: s / TRACED for name, s in parts.items()}}
+        found = {"steps": TRACED, "step_s": self._bare_s, "traced_step_s": seconds / TRACED,
+                 "parts_s": {name: s / TRACED for name, s in parts.items()}}
         write(self._folder.parent, found)
         return f"traced {TRACED} steps into {self._folder}"
 

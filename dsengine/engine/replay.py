@@ -72,7 +72,8 @@ def lines(replayed: Replayed) -> list[str]:
     """What there is to say, for a terminal."""
     about = replayed.captured.about
     told = [f"captured   step {about['step'] + 1} of {about['config']['method']['name']}, {about['why']}"]
-    told.append(f"           {len(replayed.captured.batch.sample_id)} samples, {about['ranks']} rank{'s' * (about['ranks'] > 1)} on {about['device']}, "
+    samples = len(replayed.captured.batch.sample_id)
+    told.append(f"           {samples} samples, {about['ranks']} rank{'s' * (about['ranks'] > 1)} on {about['device']}, "
                 f"{about['config']['train']['precision']}, torch {about['versions'].get('torch')}")
     told.append(f"loss       {replayed.scores['loss']!r}, {verdict(replayed)[1]}")
     others = {name: value for name, value in replayed.scores.items() if name != "loss"}
