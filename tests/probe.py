@@ -8,6 +8,7 @@ import dsengine
 from dsengine.corpus import Corpus
 from dsengine.data.loader import Loader
 from dsengine.data.sample import View
+from dsengine.encoders import Features
 
 
 def targets(corpus: Corpus, rows: np.ndarray, name: str = "landcover") -> np.ndarray:
@@ -57,14 +58,64 @@ def advantage(ours: np.ndarray, theirs: np.ndarray, *, draws: int = 2000) -> tup
 
 
 def compare(corpus_path: str, encoder: nn.Module, *, size: int, seed: int = 0) -> dict[str, tuple[float, ...]]:
-    """{"ours": (share right,), "random": (share, advantage over it, its lower end), "statistics": the same}."""
+    """{"ours": (share right,), "random": (share, advantage over it, its lower end), "statistics": the same}; "whitened statistics" too where it whitens.
+
+    The untrained encoder is of the same shape and shown the same: one that whitens has the same map.
+    """
     corpus = dsengine.open_corpus(corpus_path)
     train, test = corpus.rows("train"), np.concatenate((corpus.rows("val"), corpus.rows("test")))
+    floors = {"random": untrained(encoder, seed=seed), "statistics": None}
+    if "whiten" in encoder.recipe and encoder.recipe["whiten"]:
+        floors["whitened statistics"] = Statistics(encoder.whitening)
+    y, t = targets(corpus, train), targets(corpus, test)
+    right = {name: probe(features(corpus, train, model, size=size), y, features(corpus, test, model, size=size), t)
+             for name, model in (("ours", encoder), *floors.items())}
+    return {"ours": (float(right["ours"].mean()),),
+            **{name: (float(right[name].mean()), *advantage(right["ours"], right[name])) for name in floors}}
+
+
+def untrained(encoder: nn.Module, *, seed: int) -> nn.Module:
+    """A fresh encoder of the shape of `encoder`, with its whitening."""
     torch.manual_seed(seed)
-    untrained = dsengine.build_encoder("resnet18", len(corpus.bands))
-    right = {name: probe(features(corpus, train, model, size=size), targets(corpus, train), features(corpus, test, model, size=size), targets(corpus, test))
-             for name, model in (("ours", encoder), ("random", untrained), ("statistics", None))}
-    found = {"ours": (float(right["ours"].mean()),)}
-    for name in ("random", "statistics"):
-        found[name] = (float(right[name].mean()), *advantage(right["ours"], right[name]))
-    return found
+    recipe = dict(encoder.recipe)
+    fresh = dsengine.build_encoder(recipe.pop("name"), encoder.in_channels, **recipe)
+    if recipe.get("whiten"):
+        fresh.whitening.load_state_dict(encoder.whitening.state_dict())
+    return fresh
+
+
+class Statistics(nn.Module):
+    """Mean and standard deviation of every band after `first`."""
+
+    def __init__(self, first: nn.Module) -> None:
+        super().__init__()
+        self.first = first
+
+    def forward(self, x: torch.Tensor) -> Features:
+        y = self.first(x)
+        return Features(torch.cat((y.mean((2, 3)), y.std((2, 3))), dim=1), None)
+
+
+def taught(corpus: Corpus, encoder: nn.Module, *, epochs: int, batch: int = 64, lr: float = 1e-3) -> nn.Module:
+    """`encoder` after training on the commonest class of each whole training patch, which no method sees: what the corpus lets a network learn."""
+    rows = corpus.rows("train")
+    torch.manual_seed(0)
+    y = torch.from_numpy(targets(corpus, rows)).long()
+    head = nn.Linear(encoder.dim, int(y.max()) + 1)
+    with Loader.heldout(corpus, (View(size=corpus.patch_size),), batch_size=64, split="train") as loader:
+        found = {int(row): x for batch_ in loader for row, x in zip(batch_.sample_id, batch_.views[0])}
+    x = torch.stack([found[int(row)] for row in rows])
+    parameters = [*encoder.parameters(), *head.parameters()]
+    optimizer = torch.optim.AdamW(parameters, lr, weight_decay=0.05)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=epochs * (len(x) // batch), pct_start=0.1)
+    encoder.train()
+    for _ in range(epochs):
+        for part in torch.randperm(len(x))[:len(x) // batch * batch].view(-1, batch):
+            turned = torch.rot90(x[part], int(torch.randint(4, ())), (2, 3)).contiguous(memory_format=torch.channels_last)
+            with torch.autocast("cpu", torch.bfloat16):
+                logits = head(encoder(turned).pooled)
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(logits.float(), y[part]).backward()
+            optimizer.step()
+            schedule.step()
+    return encoder

@@ -1,0 +1,75 @@
+"""What each image method learns on the synthetic corpus: a probe of its frozen features against three floors, for several seeds, one JSON file a run.
+
+    python bench/learning.py OUT [--seeds 0 1 2] [--methods simclr ...] [--epochs 8]
+
+A file that is there is not made again. The settings are those of tests/learning_cases.py, which `pytest -m learning` trains too. `taught` is
+the network trained on the probe's own labels: it says what the corpus lets a network learn.
+"""
+
+import argparse
+import json
+import os
+import platform
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+import learning_cases as cases  # noqa: E402
+from probe import compare, taught  # noqa: E402
+
+import dsengine  # noqa: E402
+from dsengine.corpus.synth.worlds import WORLDS  # noqa: E402
+
+
+def main() -> None:
+    """Train, probe and write."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=("taught", *cases.METHODS), default=("taught", *cases.METHODS))
+    parser.add_argument("--epochs", type=int, default=cases.TRAIN["epochs"])
+    args = parser.parse_args()
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch:
+        corpus = cases.make_corpus(Path(scratch) / "corpus")
+        for seed in args.seeds:
+            for name in args.methods:
+                file = args.out / f"{name}-seed{seed}.json"
+                if file.exists():
+                    continue
+                found = measure(corpus, Path(scratch) / f"{name}{seed}", name, seed=seed, epochs=args.epochs)
+                file.write_text(json.dumps(found, indent=1) + "\n")
+                print(name, seed, found["found"], f"{found['seconds']:.0f} s", flush=True)
+
+
+def measure(corpus: Path, out: Path, name: str, *, seed: int, epochs: int) -> dict:
+    """One run and what its features are worth."""
+    begun, used = time.perf_counter(), time.process_time()
+    if name == "taught":
+        encoder, alarms = _taught(corpus, out, seed=seed, epochs=epochs), 0
+    else:
+        run = cases.run_of(corpus, out, name, seed=seed, epochs=epochs)
+        encoder, alarms = run.encoder, sum("alarm" in record for record in run.metrics)
+    seconds, cpu_s = time.perf_counter() - begun, time.process_time() - used
+    return {"method": name, "seed": seed, "settings": cases.METHODS.get(name), "encoder": cases.ENCODER, "train": {**cases.TRAIN, "epochs": epochs},
+            "corpus": {"patches": 2000, "size": cases.SIZE, "seed": cases.CORPUS_SEED, "world": cases.WORLD,
+                       "constants": WORLDS[cases.WORLD]._asdict()},
+            "found": compare(str(corpus), encoder, size=cases.SIZE, seed=seed), "alarms": alarms, "seconds": round(seconds, 1),
+            "cpu_s": round(cpu_s, 1),
+            "machine": {"cpus": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), "processor": platform.processor(),
+                        "torch": torch.__version__, "load": os.getloadavg()[0]}}
+
+
+def _taught(corpus: Path, out: Path, *, seed: int, epochs: int) -> torch.nn.Module:
+    """Trained on the labels, after one step of a run that measured the whitening."""
+    started = dsengine.train(corpus=str(corpus), out=str(out), device={"gpus": 0}, encoder=cases.ENCODER, method="supervised", data={"size": 48},
+                             train={"max_steps": 1, "batch_size": 64, "lr": 1e-9, "seed": seed})
+    return taught(dsengine.open_corpus(corpus), started.encoder, epochs=epochs)
+
+
+if __name__ == "__main__":
+    main()
