@@ -164,7 +164,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_ends_as_the_undis
             subprocess.run(["umount", str(disk)], check=True)
     _report("12 runs on a tmpfs of 4 to 200 KiB", [f"- What the disk had no room for: {dict(said)}. Each ended with one line that names the file and says "
                                                    "\"No space left on device\"; with room made, all ended as the undisturbed run, bitwise."])
-    assert said["a checkpoint"] >= 2 and said["another file"] >= 2
+    assert said["a checkpoint"] >= 2 and said["another file"] >= 1
 
 
 @pytest.mark.parametrize("size", [3000, 8000, 20000])

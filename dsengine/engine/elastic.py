@@ -66,7 +66,7 @@ def _group(config: RunConfig, folder: Path, *, kind: str, ranks: int, resume: bo
     elastic_beat.clear(folder)
 
 
-def train_on_nodes(config: RunConfig, *, kind: str, ranks: int, resume: bool) -> bool:
+def train_on_nodes(config: RunConfig, *, kind: str, ranks: int) -> bool:
     """This machine's part of a run on `device.nodes` machines; `ranks`: of this machine. Returns whether rank 0 was among them."""
     endpoint = config.device.rendezvous or elastic_slurm.endpoint()
     if endpoint is None:
@@ -74,11 +74,14 @@ def train_on_nodes(config: RunConfig, *, kind: str, ranks: int, resume: bool) ->
                          "HOST is one of them")
     if config.out is None:
         raise UsageError(f"device.nodes={config.device.nodes}: name one run folder that all machines see, --out DIR")
-    task = {"config": configuration.dump(config), "folder": None, "kind": kind, "resume": resume, "parent": os.getpid()}
+    # Ranks go on with what is there: torch starts them again without a word to this process, and agents count restarts differently.
+    task = {"config": configuration.dump(config), "folder": None, "kind": kind, "resume": True, "parent": os.getpid()}
     name = hashlib.sha256(str(config.out).encode()).hexdigest()[:16]
     launch = _launch_config(config.device.nodes, ranks, run_id=name, endpoint=endpoint, max_restarts=config.device.max_restarts)
     folder = Path(config.out)
     (folder / elastic_beat.FOLDER / STOPPED).unlink(missing_ok=True)  # nobody starts before all machines are here
+    # torch's shared store keeps the keys of the ranks before a restart, on which those after it hang; without it rank 0 opens a new one each time.
+    os.environ["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     try:
         leads = 0 in _launch(launch, task)
     except ChildFailedError as error:

@@ -105,14 +105,16 @@ def run(config: RunConfig, *, resume: bool = False) -> Ended:
         elastic_slurm.adopt()
     kind, ranks = _ranks(config)
     if config.device.nodes > 1 and not dist.under_launcher():
-        return Ended(Path(config.out or "."), elastic.train_on_nodes(config, kind=kind, ranks=ranks, resume=resume))
+        checked_folder(config, resume=resume)  # before the machines meet, so before any rank writes to it
+        return Ended(Path(config.out or "."), elastic.train_on_nodes(config, kind=kind, ranks=ranks))
     config = checked(config, kind=kind, ranks=ranks, resume=resume)
     folder = _run_folder(config, resume)
     with _only_writer(folder):
         with _disk_named(folder):
             _write_config(config, folder)
             if dist.under_launcher() or (ranks == 1 and not config.device.max_restarts):
-                with noted(folder, device=kind, ranks=ranks, resumed=resume) if _leads() else nullcontext():
+                resumed = resume and (folder / "checkpoints").exists()
+                with noted(folder, device=kind, ranks=ranks, resumed=resumed) if _leads() else nullcontext():
                     rank_main(config, folder, kind=kind, resume=resume)
             else:
                 elastic.train_here(config, folder, kind=kind, ranks=ranks, resume=resume)
@@ -265,12 +267,11 @@ def _main() -> None:
     task = json.loads(sys.argv[1])
     _die_with(task["parent"])
     config = configuration.resolve(task["config"])
-    resume = task["resume"] or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
     try:
         if task["folder"] is None:
-            run(config, resume=resume)
+            run(config, resume=task["resume"])
         else:
-            rank_main(config, Path(task["folder"]), kind=task["kind"], resume=resume)
+            rank_main(config, Path(task["folder"]), kind=task["kind"], resume=task["resume"])
     except Stopped as stop:
         if _leads():
             (Path(config.out) / elastic_beat.FOLDER / elastic.STOPPED).write_text(str(stop))
