@@ -1,13 +1,19 @@
 """`encoder.whiten`: the map, what it is measured from, and that it is saved with the weights."""
 
+import json
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
+
+sys.path.insert(0, str(Path(__file__).parent))
+from embed_cases import contract  # noqa: E402
 
 import dsengine
+from dsengine.engine.pretrained import _saved
 from dsengine.errors import UsageError
 from dsengine.nn.whitening import Whitening, whitener, without_whitening
 
@@ -70,6 +76,13 @@ def test_a_run_measures_its_training_split_and_saves_the_map_with_the_weights(sm
     saved = [value for key, value in state.items() if key.endswith("whitening.matrix")]
     assert len(saved) == (2 if name == "byol" else 1)  # BYOL's target network sees what its online network sees
     assert all(torch.equal(value, run.encoder.whitening.matrix) for value in saved)
+
+
+def test_an_export_from_before_the_setting_is_one_without_it(tmp_path: Path) -> None:
+    encoder = dsengine.build_encoder("resnet18", 3)
+    card = {"encoder": {"name": "resnet18", "settings": {"stem": "paper"}}, "contract": contract(("B02", "B03", "B04"), 48).to_json()}
+    save_file(encoder.state_dict(), tmp_path / "encoder.safetensors", metadata={"dsengine": json.dumps(card)})
+    assert _saved(tmp_path, "all").recipe == encoder.recipe
 
 
 def test_bands_that_are_drawn_for_each_sample_cannot_be_whitened(small_corpus: Path, tmp_path: Path) -> None:

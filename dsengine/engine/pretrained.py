@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from dsengine import plugin
 from dsengine.corpus.schema import Contract
 from dsengine.encoders import Start, shape_of
 from dsengine.encoders._weights import load_public
@@ -57,7 +58,8 @@ def _saved(path: Path, key: str) -> Saved | None:
     file = path / "encoder.safetensors" if path.is_dir() else path
     if file.suffix == ".safetensors" and file.is_file() and (card := _card(file)) is not None:
         made = card["encoder"]
-        return Saved({"name": made["name"], **shape_of(made["settings"])}, load_file(file), Contract.from_json(card["contract"]))
+        settings = plugin.configure("dsengine.encoders", made["name"], made["settings"])  # one that the writer did not know yet has its default
+        return Saved({"name": made["name"], **shape_of(vars(settings))}, load_file(file), Contract.from_json(card["contract"]))
     if not path.is_dir():
         return None
     try:
