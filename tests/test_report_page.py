@@ -115,7 +115,7 @@ def test_damaged_files_are_named_and_the_rest_is_shown(run: Path, tmp_path: Path
     (run / "history.jsonl").write_text("[1]\nnonsense\n")
     page = _page(run, out=tmp_path / "r.html")
     said = page.root.text
-    assert "views.png: not a readable picture" in said and "history.jsonl: not readable" in said and "1 logged losses are not finite" in said
+    assert "views.png: not a readable picture" in said and "history.jsonl: 1 lines are no records" in said and "1 logged losses are not finite" in said
     assert "6 (1 epochs)" in page.section("What was run").text
     (run / "metrics.jsonl").write_text("[]\n3\n")
     (run / "config.yaml").write_text("a: [")

@@ -58,7 +58,7 @@ def test_a_run_that_fails_leaves_a_report_that_says_with_what(small_corpus: Path
     assert _train(small_corpus, tmp_path / "run", "train.lr=1e25", "train.log_steps=1") == 1
     page = Page(tmp_path / "run" / "report.html")
     assert "not finite at step" in page.all("div", "alarm")[0].text and "RunError" in page.all("div", "alarm")[0].text
-    assert read_history(tmp_path / "run")[-1]["how"].startswith("RunError: loss or gradients are not finite")
+    assert read_history(tmp_path / "run")[-1]["how"].startswith("RunError: the loss is not finite")
 
 
 def test_a_report_that_cannot_be_written_is_said_and_the_run_is_done(small_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture,

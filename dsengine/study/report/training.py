@@ -15,6 +15,9 @@ STEP = "optimiser step"
 _KNOWN = {"step", "epoch", "loss", "heldout_loss", "lr", "samples_per_s", "data_wait", "ids_crc", "alarm"}
 _TERMS = {  # title and y label of what methods are known to log
     "feature_std": ("Spread of features", "std of unit features × √D, 1"), "feature_rank": ("Rank of features", "effective rank, dimensions"),
+    "feature_uniformity": ("Uniformity of features", "log mean exp(-2 d²), 1"), "gradient_norm": ("Norm of the gradient", "loss / parameter, 1"),
+    "memory_gb": ("Memory of the process", "resident, GB"), "gpu_memory_gb": ("Memory of the GPU", "allocated at most, GB"),
+    "knn_accuracy": ("Nearest neighbours", "share right, 1"),
     "error": ("Reconstruction error", "mean squared error, z-scores²"), "kl": ("KL divergence", "nats / value of the image"),
     "active": ("Triplets with a loss", "share of the batch, 1"),
 }
@@ -98,7 +101,7 @@ def _chart(runs: Sequence[RunFolder], name: str, title: str, y_label: str, *, ze
         lines.append(Line(run.name, steps[kept], factor * values[kept], colour=k))
     if not any(len(line.x) for line in lines):
         return None
-    note = "red: an alarm below this" if limit is not None else ""
+    note = "" if limit is None else f"red: an alarm below this, where uniformity is above {alarms.ONE_HEAP:g}" if name.endswith("_rank") else "red: an alarm below this"
     return line_chart(title, lines, x_label=STEP, y_label=y_label, zero=zero, limit=limit, note=note, named=len(runs) > 1)
 
 
@@ -125,7 +128,7 @@ def _alarms(run: RunFolder) -> list[str]:
     if len(losses) and not np.isfinite(losses).all():
         found.append(f"{int((~np.isfinite(losses)).sum())} logged losses are not finite")
     wait = typical(run, "data_wait")
-    if wait is not None and wait > 0.2:
+    if wait is not None and wait > alarms.WAIT and not any("data wait" in record["alarm"] for record in raised):
         found.append(f"training waited for data {wait:.0%} of the time (median)")
     how = ended(run)
     if how not in ("done", "not recorded"):
