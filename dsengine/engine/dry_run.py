@@ -26,6 +26,7 @@ from dsengine.nn.norm import set_groups
 
 _LIKE_REFERENCE = 7.6  # bytes moved for each byte kept for backward: ResNet18-Attn with BatchNorm, addition and ReLU in one pass, 158 MB for 20.8 MB
 _REACHED = 0.8  # of compute and memory one after the other: published ResNet50 trainings reach 0.77 (8 H100) and 0.85 (A100)
+_HOST_S = 1.8e-6  # an operator: the step of a ResNet18-Attn counts 3,600 here, where BatchNorm is many; its 900 launches take a host 5 to 8 ms
 _TIMED = 8  # samples, at least one group
 _KEPT = 3  # checkpoints besides `train.keep_checkpoints`: the best one, and one being written twice at worst
 
@@ -122,16 +123,17 @@ def cost_like(config: RunConfig, corpus: Corpus | SeriesCorpus, *, ranks: int) -
 
 
 _ROOFLINE = (f"estimated: operations at the GPU's peak, then {_LIKE_REFERENCE:g} bytes moved for each byte kept for backward at its memory's rate, "
-             f"one after the other, and {_REACHED:.0%} of that; loading, augmentation and collectives behind it")
+             f"one after the other, and {_REACHED:.0%} of that, but no less than the host takes to launch it ({_HOST_S * 1e6:g} us an operator); "
+             "loading, augmentation and collectives behind it")
 
 
 def _by_roofline(cost: estimate.Cost, rows: int, precision: str) -> dict[str, float]:
     """Samples a second of one of each GPU."""
-    flops = cost.flops * (1 if cost.backward else 3)
+    flops, launches_s = (number * (1 if cost.backward else 3) for number in (cost.flops, cost.operators * _HOST_S))
     half = precision in ("bf16", "fp16")
     seconds = {name: flops / (gpu.half_flops if half else gpu.single_flops) + _LIKE_REFERENCE * cost.saved_bytes / gpu.memory_rate
                for name, gpu in GPUS.items()}
-    return {name: _REACHED * rows / s for name, s in seconds.items()}
+    return {name: rows / max(s / _REACHED, launches_s) for name, s in seconds.items()}
 
 
 def _timed(config: RunConfig, corpus: Corpus | SeriesCorpus, method: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[float, str]:

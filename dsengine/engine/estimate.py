@@ -31,6 +31,7 @@ class Cost(NamedTuple):
     moved_bytes: int  # read and written by operators, each as if nothing stayed in a cache
     saved_bytes: int  # kept for the backward pass
     peak_bytes: int  # the most that was held at once of all that the pass makes: activations, gradients, temporaries
+    operators: int  # that compute; on a GPU the host launches each of them
     backward: bool  # whether the backward pass is in these figures
 
 
@@ -40,6 +41,7 @@ class _Ledger(TorchDispatchMode):
 
     known: set[int]  # storages that were there before: parameters and batch
     moved: int = 0
+    operators: int = 0
     held: int = 0
     peak: int = 0
     collectives: list[tuple[str, int]] = field(default_factory=list)
@@ -56,6 +58,7 @@ class _Ledger(TorchDispatchMode):
             self.collectives.append((func._schema.name.partition("::")[2].strip("_"), sum(map(_bytes, given[-1:]))))
         elif not func.is_view:
             self.moved += sum(map(_bytes, given)) + sum(map(_bytes, made))
+            self.operators += 1
         for tensor in made:
             self._hold(tensor.untyped_storage())
         return result
@@ -94,7 +97,7 @@ def cost_of(method: nn.Module, batch: Batch, *, precision: str) -> Cost:
         made = _forward(method, batch, precision)
         kept = sum(size for key, size in saved.items() if key not in known)
         counted = _backward(made)
-    return Cost(flops.get_total_flops(), ledger.moved, kept, ledger.peak, counted)
+    return Cost(flops.get_total_flops(), ledger.moved, kept, ledger.peak, ledger.operators, counted)
 
 
 def collectives_of(method: nn.Module, batch: Batch, *, precision: str, ranks: int) -> tuple[tuple[str, int], ...]:
