@@ -4,6 +4,7 @@
 
 #include <atomic>
 #include <new>
+#include <type_traits>
 #include <vector>
 
 #include "isa.h"
@@ -84,12 +85,26 @@ DSE_ALWAYS void warp_row(const dse_warp_args& a, const float* theta, const T* in
   }
 }
 
+// Room for one image of 16 bits in 32, and for a row of output: rows convert at the speed of memory, channels of a pixel one by one do not.
+struct Wide {
+  std::vector<float> image, row;
+};
+
 template <typename T>
-DSE_ALWAYS void warp_image(const dse_warp_args& a, int64_t sample) {
+DSE_ALWAYS void warp_image(const dse_warp_args& a, int64_t sample, Wide& wide) {
   const int64_t in_size = (int64_t)a.height * a.width * a.channels, row_size = (int64_t)a.out_width * a.channels;
+  const float* theta = a.theta + 6 * sample;
   const T* in = (const T*)a.in + sample * in_size;
   T* out = (T*)a.out + sample * a.out_height * row_size;
-  for (int32_t y = 0; y < a.out_height; ++y) warp_row(a, a.theta + 6 * sample, in, y, out + y * row_size);
+  if constexpr (std::is_same_v<T, float>) {
+    for (int32_t y = 0; y < a.out_height; ++y) warp_row(a, theta, in, y, out + y * row_size);
+  } else {
+    for (int64_t j = 0; j < in_size; ++j) wide.image[j] = load_as_float(in + j);
+    for (int32_t y = 0; y < a.out_height; ++y) {
+      warp_row(a, theta, (const float*)wide.image.data(), y, wide.row.data());
+      for (int64_t j = 0; j < row_size; ++j) store_float(out + y * row_size + j, wide.row[j]);
+    }
+  }
 }
 
 // sum[j] = weights[0] middle[j] + sum over k of weights[k] (before[k][j] + after[k][j]), rows of n numbers.
@@ -143,10 +158,10 @@ DSE_ALWAYS void blur_image(const dse_blur_args& a, int64_t sample, Scratch& s) {
   }
 }
 
-DSE_ALWAYS void warp_any(const dse_warp_args& a, int64_t sample) {
-  if (a.type == DSE_FLOAT32) warp_image<float>(a, sample);
-  else if (a.type == DSE_BFLOAT16) warp_image<BFloat16>(a, sample);
-  else warp_image<Float16>(a, sample);
+DSE_ALWAYS void warp_any(const dse_warp_args& a, int64_t sample, Wide& wide) {
+  if (a.type == DSE_FLOAT32) warp_image<float>(a, sample, wide);
+  else if (a.type == DSE_BFLOAT16) warp_image<BFloat16>(a, sample, wide);
+  else warp_image<Float16>(a, sample, wide);
 }
 
 DSE_ALWAYS void blur_any(const dse_blur_args& a, int64_t sample, Scratch& s) {
@@ -155,11 +170,11 @@ DSE_ALWAYS void blur_any(const dse_blur_args& a, int64_t sample, Scratch& s) {
   else blur_image<Float16>(a, sample, s);
 }
 
-void warp_portable(const dse_warp_args& a, int64_t sample) { warp_any(a, sample); }
+void warp_portable(const dse_warp_args& a, int64_t sample, Wide& wide) { warp_any(a, sample, wide); }
 void blur_portable(const dse_blur_args& a, int64_t sample, Scratch& s) { blur_any(a, sample, s); }
-DSE_AVX2 void warp_avx2(const dse_warp_args& a, int64_t sample) { warp_any(a, sample); }
+DSE_AVX2 void warp_avx2(const dse_warp_args& a, int64_t sample, Wide& wide) { warp_any(a, sample, wide); }
 DSE_AVX2 void blur_avx2(const dse_blur_args& a, int64_t sample, Scratch& s) { blur_any(a, sample, s); }
-DSE_AVX512 void warp_avx512(const dse_warp_args& a, int64_t sample) { warp_any(a, sample); }
+DSE_AVX512 void warp_avx512(const dse_warp_args& a, int64_t sample, Wide& wide) { warp_any(a, sample, wide); }
 DSE_AVX512 void blur_avx512(const dse_blur_args& a, int64_t sample, Scratch& s) { blur_any(a, sample, s); }
 
 }  // namespace
@@ -169,10 +184,17 @@ int dse_warp_cpu(const dse_warp_args* args, int32_t num_threads, int32_t isa) {
   const auto image = function_of(isa, warp_portable, warp_avx2, warp_avx512);
   if (!image) return DSE_BAD_ISA;
   std::atomic<int64_t> next{0};
+  std::atomic<bool> has_memory{true};
   in_threads(num_threads < args->num_samples ? num_threads : args->num_samples, [&] {
-    for (int64_t k = next++; k < args->num_samples; k = next++) image(*args, k);
+    try {
+      const size_t has = args->type != DSE_FLOAT32;
+      Wide wide{std::vector<float>(has * args->height * args->width * args->channels), std::vector<float>(has * args->out_width * args->channels)};
+      for (int64_t k = next++; k < args->num_samples; k = next++) image(*args, k, wide);
+    } catch (const std::bad_alloc&) {
+      has_memory = false;
+    }
   });
-  return DSE_OK;
+  return has_memory ? DSE_OK : DSE_NO_MEMORY;
 }
 
 int dse_blur_cpu(const dse_blur_args* args, int32_t num_threads, int32_t isa) {
