@@ -2,6 +2,7 @@
 
 Run `pytest bench/bench_loader_parts.py --benchmark-enable -s`. The corpus is that of bench_loader.py, 2 threads. The loop in C
 (loaders/bare.c) has files open and tables made, and calls the Blosc and crc32c that numcodecs and google-crc32c call.
+What training pays is measured as `dsengine train` runs: `GOMP_SPINCOUNT=10000 pytest bench/bench_loader_parts.py -k pays ...` (`cli.rest_sooner`).
 """
 
 import os
@@ -172,4 +173,4 @@ def test_what_training_pays_for_loading(corpus: Corpus, benchmark: Callable, kin
         ratio = paired_ratio(with_loader, in_memory, pairs=PAIRS if benchmark.enabled else 1)
         benchmark.pedantic(in_memory, rounds=1)
     print(f"\n| training on {kind}, {tuple(kept.views[0].shape)} twice, {config.train.precision}, kept: {loader.tier.kind} | {ratio} of the time with "
-          f"batches in memory | waited {np.median(waited) * 1e3:.2f} ms a step |")
+          f"batches in memory | waited {np.median(waited) * 1e3:.2f} ms a step | GOMP_SPINCOUNT={os.environ.get('GOMP_SPINCOUNT', 'unset')} |")

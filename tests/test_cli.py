@@ -2,8 +2,11 @@
 
 import fcntl
 import json
+import os
 import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -256,3 +259,15 @@ def test_doctor_finds_nothing_broken_and_says_what_is_there(capsys: pytest.Captu
     code, out, _ = _run(capsys, "doctor")
     assert code == 0 and "broken" not in out
     assert all(word in out for word in ("C++ library", "torch", "GPU", "DALI", "zarr"))
+
+
+@pytest.mark.parametrize("given, found", [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)])
+def test_idle_threads_leave_the_cores_to_the_loader_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch, given: dict, found: str | None) -> None:
+    monkeypatch.setattr(os, "environ", dict(given))
+    cli.rest_sooner()
+    assert os.environ.get("GOMP_SPINCOUNT") == found
+
+
+def test_the_command_line_does_not_load_torch_before_it_has_said_so() -> None:
+    says = "import dsengine.cli, sys; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-P", "-c", says], check=True, timeout=60)
