@@ -34,8 +34,8 @@ def main(argv: list[str] | None = None) -> int:
 def rest_sooner() -> None:
     """Have the threads of OpenMP, which torch's operators share out work with on a CPU, sleep after about 0.5 ms without work instead of 14.
 
-    Until they sleep they hold the cores that the loader works on beside training: a step with the loader takes 1.026 of one without instead of
-    1.034 (docs/performance.md). libgomp reads this when torch is loaded, so it has to be there before; what the user has set stays.
+    Until they sleep they hold the cores that the loader works on beside training: a step with the loader takes 1.03 of one without instead of
+    1.05 (docs/performance.md). libgomp reads this when torch is loaded, so it has to be there before; what the user has set stays.
     """
     if not os.environ.keys() & {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"}:
         os.environ["GOMP_SPINCOUNT"] = "10000"
