@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from dsengine.corpus.schema import Band, Contract
-from dsengine.engine import checkpoint
+from dsengine.engine import checkpoint, sums
 from dsengine.errors import RunError, UsageError
 
 CONTRACT = Contract(bands=(Band("B02", "s2", "s2", 0, 1), Band("VV", "s1", "s1", 0, 1)), units=("reflectance", "dB"), scale=(1e-4, 0.01),
@@ -108,9 +108,9 @@ def test_a_malicious_optimiser_state_is_not_executed(tmp_path: Path) -> None:
 
     torch.save({"x": Attack()}, folder / "state.pt", pickle_module=pickle)
     manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["sha256"]["state.pt"] = checkpoint._sha256(folder / "state.pt")
+    manifest["sha256"]["state.pt"] = sums.sha256(folder / "state.pt")
     manifest.pop("manifest_sha256")
-    manifest["manifest_sha256"] = checkpoint._digest(manifest)
+    manifest["manifest_sha256"] = sums.digest(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(pickle.UnpicklingError):
         checkpoint.restore(checkpoint.read(folder), module, optimizer, torch.device("cpu"))

@@ -1,17 +1,69 @@
 """What users of torch write around any of the libraries: the encoder without grouped BatchNorm, autocast, weights by order, times of steps."""
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
 import torch
 from peers import declare_torchvision_operators
+from peers import job as common
 from peers.convnet import Plain
-from peers.job import Job
+from peers.job import Data, Job
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
 
 T = TypeVar("T")
+
+
+class Loop(ABC):
+    """A `Side` that is a Dataset of pairs of views, a DataLoader with workers that persist, a model, a criterion and a plain loop."""
+
+    def __init__(self, job: Job, data: Data) -> None:
+        self.job, self.data = job, data
+
+    @abstractmethod
+    def dataset(self) -> Dataset:
+        """Of pairs of views (14, s, s)."""
+
+    @abstractmethod
+    def model(self) -> nn.Module:
+        """(B, 14, s, s) -> (B, D)."""
+
+    @abstractmethod
+    def criterion(self, first: Tensor, second: Tensor) -> Tensor:
+        """The loss () of what the model made of both views."""
+
+    def run(self, steps: int) -> list[float]:
+        times: list[float] = []
+        self._train(stamped(self._batches(), times), steps)
+        return times[:steps]
+
+    def load(self, batches: int) -> list[float]:
+        times: list[float] = []
+        for _, _ in zip(range(batches), stamped(self._batches(), times)):
+            pass
+        return times
+
+    def step(self, steps: int) -> list[float]:
+        views = [torch.randn(self.job.batch, 14, self.job.size, self.job.size) for _ in range(2)]
+        return self._train(iter(lambda: views, None), steps)
+
+    def _batches(self) -> Iterator[list[Tensor]]:
+        return endless(DataLoader(self.dataset(), self.job.batch, shuffle=True, drop_last=True, num_workers=common.WORKERS, persistent_workers=True))
+
+    def _train(self, batches: Iterator[list[Tensor]], steps: int) -> list[float]:
+        model, times = self.model(), []
+        optimizer = torch.optim.Adam(model.parameters(), lr=common.LR)
+        for _, (first, second) in zip(range(steps), batches):
+            with autocast(self.job):
+                loss = self.criterion(model(first), model(second))
+            loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            times.append(time.perf_counter())
+        return times
 
 
 def encoder(job: Job) -> nn.Module:

@@ -4,9 +4,6 @@ Kinder than its users are: an uncompressed .npy a patch, tensor transforms of to
 Pillow), Adam, workers that persist.
 """
 
-import time
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 from lightly.loss import NTXentLoss
@@ -16,7 +13,7 @@ from peers import job as common
 from peers import plain
 from peers.job import Data, Job
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 
@@ -70,46 +67,25 @@ class SimCLR(nn.Module):
         return self.projection_head(self.backbone(x))
 
 
-class Lightly:
+class Lightly(plain.Loop):
     """See `Side`."""
 
     def __init__(self, job: Job, data: Data) -> None:
-        self.job, self.data = job, data
+        super().__init__(job, data)
+        self.nt_xent = NTXentLoss(common.TEMPERATURE)
 
-    def run(self, steps: int) -> list[float]:
-        times: list[float] = []
-        self._train(plain.stamped(self._batches(), times), steps)
-        return times[:steps]
+    def dataset(self) -> Dataset:
+        return Patches(self.data, self.job.size)
 
-    def load(self, batches: int) -> list[float]:
-        times: list[float] = []
-        for _, _ in zip(range(batches), plain.stamped(self._batches(), times)):
-            pass
-        return times
+    def model(self) -> nn.Module:
+        return SimCLR(self.job)
 
-    def step(self, steps: int) -> list[float]:
-        views = [torch.randn(self.job.batch, 14, self.job.size, self.job.size) for _ in range(2)]
-        return self._train(iter(lambda: views, None), steps)
+    def criterion(self, first: Tensor, second: Tensor) -> Tensor:
+        return self.nt_xent(first, second)
 
     def loss(self, weights: dict[str, Tensor], views: tuple[Tensor, Tensor]) -> tuple[float, float]:
-        model = SimCLR(self.job)
+        model = self.model()
         plain.load_weights(model.backbone, [model.projection_head], weights)
-        loss = NTXentLoss(common.TEMPERATURE)(model(views[0]), model(views[1]))
+        loss = self.criterion(model(views[0]), model(views[1]))
         loss.backward()
         return loss.item(), plain.grad_norm([model])
-
-    def _batches(self) -> Iterator[list[Tensor]]:
-        return plain.endless(DataLoader(Patches(self.data, self.job.size), self.job.batch, shuffle=True, drop_last=True,
-                                        num_workers=common.WORKERS, persistent_workers=True))
-
-    def _train(self, batches: Iterator[list[Tensor]], steps: int) -> list[float]:
-        model, criterion, times = SimCLR(self.job), NTXentLoss(common.TEMPERATURE), []
-        optimizer = torch.optim.Adam(model.parameters(), lr=common.LR)
-        for _, (x0, x1) in zip(range(steps), batches):
-            with plain.autocast(self.job):
-                loss = criterion(model(x0), model(x1))
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            times.append(time.perf_counter())
-        return times

@@ -5,9 +5,6 @@ DataLoader with workers that decompress, crop, jitter ten random triples of each
 against rolled positives. Kinder than the original: no set_detect_anomaly, no DataParallel, one batch format, Adam with tensors together.
 """
 
-import time
-from collections.abc import Iterator
-
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -15,8 +12,8 @@ from peers import job as common
 from peers import plain
 from peers.job import Data, Job
 from pil_chain import view
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 from dsengine.data.sample import Batch
 from dsengine.methods.csf import _shift
@@ -52,50 +49,25 @@ class Patches(Dataset):
         return view(crop, triples, factors, keep, np.float32(127.5), np.float32(127.5 / WHITE))
 
 
-class Pil:
+class Pil(plain.Loop):
     """See `Side`."""
 
-    def __init__(self, job: Job, data: Data) -> None:
-        self.job, self.data = job, data
+    def dataset(self) -> Dataset:
+        return Patches(self.data, self.job.size)
 
-    def run(self, steps: int) -> list[float]:
-        times: list[float] = []
-        self._train(plain.stamped(self._batches(), times), steps)
-        return times[:steps]
+    def model(self) -> nn.Module:
+        return plain.encoder(self.job)
 
-    def load(self, batches: int) -> list[float]:
-        times: list[float] = []
-        for _, _ in zip(range(batches), plain.stamped(self._batches(), times)):
-            pass
-        return times
-
-    def step(self, steps: int) -> list[float]:
-        views = [torch.randn(self.job.batch, 14, self.job.size, self.job.size) for _ in range(2)]
-        return self._train(iter(lambda: views, None), steps)
+    def criterion(self, first: Tensor, second: Tensor) -> Tensor:
+        return triplet(first, second, int(torch.randint(1, len(first), ())))
 
     def loss(self, weights: dict[str, Tensor], views: tuple[Tensor, Tensor]) -> tuple[float, float]:
-        encoder = plain.encoder(self.job)
+        encoder = self.model()
         plain.load_weights(encoder, [], weights)
         shift = _shift(Batch(views, torch.arange(len(views[0]))))  # the one that ours draws at this step
         loss = triplet(encoder(views[0]), encoder(views[1]), shift)
         loss.backward()
         return loss.item(), plain.grad_norm([encoder])
-
-    def _batches(self) -> Iterator[list[Tensor]]:
-        return plain.endless(DataLoader(Patches(self.data, self.job.size), self.job.batch, shuffle=True, drop_last=True,
-                                        num_workers=common.WORKERS, persistent_workers=True))
-
-    def _train(self, batches: Iterator[list[Tensor]], steps: int) -> list[float]:
-        encoder, times = plain.encoder(self.job), []
-        optimizer = torch.optim.Adam(encoder.parameters(), lr=common.LR)
-        for _, (first, second) in zip(range(steps), batches):
-            with plain.autocast(self.job):
-                loss = triplet(encoder(first), encoder(second), int(torch.randint(1, len(first), ())))
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-            times.append(time.perf_counter())
-        return times
 
 
 def triplet(first: Tensor, second: Tensor, shift: int) -> Tensor:

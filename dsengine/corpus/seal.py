@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from dsengine.corpus.manifest import MANIFEST, Place, check_inside, covered, digest, manifest_bytes, marked, read_manifest
-from dsengine.corpus.shards import sync_folder, write_file
+from dsengine.corpus.shards import sync, write_file
 from dsengine.corpus.storage import LocalStorage, Storage, storage_at
 from dsengine.errors import RunError, UsageError
 
@@ -100,7 +100,7 @@ def _discard(storage: Storage, files: Sequence[str]) -> None:
     """Remove what is left of a finished edit, the list that makes it count last."""
     if isinstance(storage, LocalStorage):
         for folder in {(storage.path / key).parent for key in files}:
-            sync_folder(folder)
+            sync(folder)
         shutil.rmtree(storage.path / CHANGE)
     else:
         storage.delete([f"{CHANGE}/{key}" for key in files])
@@ -133,7 +133,7 @@ def _commit(storage: Storage, part: Path, replaces: Sequence[str], manifest: Map
     staging.put(REMOVE.removeprefix(f"{CHANGE}/"), [json.dumps(removed).encode()])
     if isinstance(storage, LocalStorage):
         os.rename(part, storage.path / CHANGE)
-        sync_folder(storage.path)
+        sync(storage.path)
     else:
         storage.delete(list(storage.keys(CHANGE)))  # of an edit that never came to count
         for key in sorted(staging.keys(), key=lambda key: f"{CHANGE}/{key}" == REMOVE):
@@ -144,7 +144,7 @@ def sync_file(path: Path) -> None:
     """Make a file and its name durable."""
     with open(path, "rb") as file:
         os.fsync(file.fileno())
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _intact_manifest(storage: Storage) -> dict[str, str]:

@@ -113,11 +113,11 @@ def write_file(path: Path, parts: Sequence[bytes]) -> None:
         os.fsync(file.fileno())
     os.replace(temporary, path)
     for folder in changed:  # those above the first were made before the file was synced, and most file systems keep that order: no wait
-        sync_folder(folder)
+        sync(folder)
 
 
-def sync_folder(path: Path) -> None:
-    """Make the names in a folder durable."""
+def sync(path: Path) -> None:
+    """Have a file's content, or a folder's names, survive a power cut."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dsengine.corpus.shards import sync_folder, write_file
+from dsengine.corpus.shards import sync, write_file
 from dsengine.errors import UsageError
 
 if TYPE_CHECKING:
@@ -144,7 +144,7 @@ class LocalStorage(Storage):
             folders.add((self.path / key).parent)
         for folder in folders:
             if folder.is_dir():
-                sync_folder(folder)
+                sync(folder)
 
     def concurrently(self, work: Callable[[Any], Any], items: Iterable[Any]) -> list[Any]:
         return [work(item) for item in items]

@@ -21,10 +21,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dsengine.corpus.shards import sync
 from dsengine.data.sample import Batch
 from dsengine.dist import SOLO, World, gather_rows
 from dsengine.engine.history import versions
-from dsengine.engine.sums import digest, sha256, sync
+from dsengine.engine.sums import digest, sha256
 from dsengine.errors import RunError, UsageError
 
 _ABOUT = "capture.json"

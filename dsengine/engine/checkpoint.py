@@ -7,7 +7,6 @@ with a dot are on their way in or out. Nothing in it depends on the number of ra
 """
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -23,7 +22,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dsengine.corpus.schema import Contract
+from dsengine.corpus.shards import sync
 from dsengine.encoders import build_encoder, shape_of
+from dsengine.engine.sums import digest, sha256
 from dsengine.errors import RunError, UsageError, nearest
 
 
@@ -70,10 +71,10 @@ def write(run: Path, state: State, *, config: dict, contract: Contract, keep: in
         save_file({k: v.contiguous() for k, v in state.model.items()}, stage / "model.safetensors")
         with open(stage / "state.pt", "wb") as file:  # the error of a file of Python's says what is wrong, that of torch's own does not
             torch.save(state.optimizer, file)
-        hashes = {name: _sha256(stage / name) for name in ("model.safetensors", "state.pt")}
+        hashes = {name: sha256(stage / name) for name in ("model.safetensors", "state.pt")}
         manifest = {"format": 1, "step": state.step, "loader": state.loader, "config": config, "contract": contract.to_json(), "inputs": inputs,
                     "heldout_loss": state.heldout_loss, "sha256": hashes}
-        manifest["manifest_sha256"] = _digest(manifest)
+        manifest["manifest_sha256"] = digest(manifest)
         (stage / "manifest.json").write_text(json.dumps(manifest, indent=1))
         for path in [*stage.iterdir(), stage]:
             sync(path)
@@ -172,10 +173,10 @@ def read(folder: Path) -> Checkpoint:
     """The checkpoint in `folder`, its hashes checked; RunError says what is wrong with it."""
     try:
         manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest.pop("manifest_sha256") != _digest(manifest):
+        if manifest.pop("manifest_sha256") != digest(manifest):
             raise RunError(f"checkpoint {folder}: manifest.json does not match its sha256, the file is damaged")
         for name, expected in manifest["sha256"].items():
-            if _sha256(folder / name) != expected:
+            if sha256(folder / name) != expected:
                 raise RunError(f"checkpoint {folder}: {name} does not match its sha256, the file is damaged")
         contract = Contract.from_json(manifest["contract"])
         return Checkpoint(folder, manifest["step"], manifest["loader"], manifest["config"], contract, manifest.get("inputs"))
@@ -233,21 +234,3 @@ def of_bands(contract: Contract, numbers: list[int]) -> Contract:
 
 def _folders(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("step-*"), reverse=True)
-
-
-def _sha256(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _digest(manifest: dict) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Have a file's content, or a folder's names, survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -27,6 +27,7 @@ from dsengine import dist
 from dsengine.config import RunConfig
 from dsengine.corpus import open_corpus
 from dsengine.corpus.default import default_corpus
+from dsengine.corpus.shards import sync
 from dsengine.corpus.storage import absolute
 from dsengine.data.open import check_request
 from dsengine.data.sample import sized
@@ -256,7 +257,7 @@ def _write_config(config: RunConfig, folder: Path) -> None:
     if _leads():
         part = folder / _PART
         part.write_text(configuration.to_yaml(replace(config, out=str(folder))))
-        checkpoint.sync(part)
+        sync(part)
         os.replace(part, folder / "config.yaml")
 
 

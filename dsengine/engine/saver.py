@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dsengine.corpus.schema import Contract
+from dsengine.corpus.shards import sync
 from dsengine.engine import checkpoint
 from dsengine.engine.checkpoint import State
 from dsengine.engine.log import METRICS
@@ -66,7 +67,7 @@ class Saver:
         try:
             if ready is not None:
                 ready.synchronize()
-            checkpoint.sync(self._run / METRICS)  # a checkpoint refers to the records before it
+            sync(self._run / METRICS)  # a checkpoint refers to the records before it
             checkpoint.write(self._run, state, keep=self._keep, **self._fixed)
         except BaseException as error:
             self._error = error

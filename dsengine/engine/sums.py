@@ -1,8 +1,7 @@
-"""What makes a folder of files trustworthy: sha256 of files and of JSON, and getting them onto the disk."""
+"""What makes a folder of files trustworthy: sha256 of files and of JSON."""
 
 import hashlib
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,3 @@ def sha256(path: Path) -> str:
 def digest(described: dict[str, Any]) -> str:
     """sha256 of plain values as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
-
-
-def sync(path: Path) -> None:
-    """Have the file or folder survive a power cut."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
