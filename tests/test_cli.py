@@ -13,6 +13,7 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from dsengine import cli
 from dsengine.corpus import open_corpus
@@ -97,7 +98,7 @@ def test_more_gpus_than_there_are_says_how_many_there_are(capsys: pytest.Capture
     ("train.weight_decay=-1", ["train.weight_decay=-1"]),
     ("train.warmup_steps=-3", ["train.warmup_steps=-3"]),
     ("train.lr=.inf", ["train.lr", ".inf"]),
-    ("data.prefetch=0", ["data.prefetch=0"]),
+    ("data.prefetch=-1", ["data.prefetch=-1"]),
     ("data.resident=gpu", ["resident: 'gpu' on a CPU", "auto, ram, none"]),
     ("data.resident=disk", ["data.resident", "disk", "auto"]),
     ("data.timeout_s=0", ["data.timeout_s=0"]),
@@ -166,13 +167,22 @@ def test_a_run_leaves_what_it_promises_and_says_where(finished: Path, capsys: py
     said = capsys.readouterr().out
     for name in ("config.yaml", "metrics.jsonl", "figures/loss.png", "figures/views.png", "checkpoints/step-00000002"):
         assert (finished / name).exists(), name
-    assert list((finished / "tensorboard").iterdir())
     assert all(str(finished / name) in said for name in ("figures/loss.png", "checkpoints/step-00000002"))
     last = read_metrics(finished)[-1]
     assert {"step", "epoch", "loss", "lr", "samples_per_s", "data_wait", "heldout_loss"} <= set(last)
     settings = yaml.safe_load((finished / "config.yaml").read_text())
     open_ended = {"max_steps", "where", "micro_batch", "knn_epochs", "knn_label", "capture_step"}
     assert all(v is not None for section in ("train", "data") for k, v in settings[section].items() if k not in open_ended)
+
+
+def test_tensorboard_reads_what_the_records_hold_and_forgets_what_a_resume_did_again(finished: Path, small_corpus: Path, tmp_path: Path) -> None:
+    run = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "step-00000002")
+    assert cli.main([str(a) for a in [*_short(small_corpus, run), "--resume"]]) == 0
+    board = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name in ("loss", "samples_per_s", "heldout_loss"):
+        want = [(record["step"], pytest.approx(record[name], rel=1e-6)) for record in read_metrics(run) if name in record]
+        assert want and [(event.step, event.value) for event in board.Scalars(name)] == want
 
 
 def test_the_finished_run_gives_its_encoder_back_with_its_contract(finished: Path, small_corpus: Path) -> None:

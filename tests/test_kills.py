@@ -147,7 +147,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_ends_as_the_undis
     for trial in range(12):
         disk = tmp_path / f"disk{trial}"
         disk.mkdir()
-        kilobytes = 4 * draw.randint(1, 50)
+        kilobytes = 4 * (trial + 1 if trial < 3 else draw.randint(1, 50))  # the first are too small for what comes before a checkpoint
         _mount(disk, f"size={kilobytes}k")
         try:
             ended = zygote.run(command(small_corpus, disk / "run"))
@@ -164,7 +164,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_with_room_it_ends_as_the_undis
             subprocess.run(["umount", str(disk)], check=True)
     _report("12 runs on a tmpfs of 4 to 200 KiB", [f"- What the disk had no room for: {dict(said)}. Each ended with one line that names the file and says "
                                                    "\"No space left on device\"; with room made, all ended as the undisturbed run, bitwise."])
-    assert said["a checkpoint"] >= 2 and said["another file"] >= 1
+    assert said["a checkpoint"] >= 2 and said["another file"] >= 2
 
 
 @pytest.mark.parametrize("size", [3000, 8000, 20000])

@@ -8,9 +8,8 @@ from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from tensorboard.compat.proto.summary_pb2 import Summary
-from torch.utils.tensorboard import SummaryWriter
 
+from dsengine.engine.events import EventFile
 from dsengine.engine.monitor import Monitor
 
 METRICS = "metrics.jsonl"
@@ -41,7 +40,7 @@ class RunLog:
     def __init__(self, run: Path, *, total: int, start: int) -> None:
         keep_until(run / METRICS, step=start)
         self._file = open(run / METRICS, "a", buffering=1)
-        self._board = SummaryWriter(str(run / "tensorboard"), purge_step=start + 1)
+        self._board = EventFile(run / "tensorboard", first_step=start + 1)
         self.console = Console(stderr=True, highlight=False)
         columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), TextColumn("{task.fields[note]}"),
                    TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn())
@@ -71,9 +70,7 @@ class RunLog:
     def write(self, record: dict) -> None:
         """One object to metrics.jsonl, its numbers to TensorBoard, the loss and rates to the bar."""
         self._file.write(json.dumps(record) + "\n")
-        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in record.items() if isinstance(value, float)]
-        # One event for all: add_scalar would write one each, at ten times the cost.
-        self._board.file_writer.add_summary(Summary(value=scalars), record["step"])
+        self._board.write(record, step=record["step"])
         if self._monitor is not None:
             self._monitor.write(record)
         if "loss" in record:
