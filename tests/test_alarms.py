@@ -74,6 +74,7 @@ def test_waiting_for_data_is_told_with_what_to_do_about_it() -> None:
     advice = alarms.advice(kept="none", kept_why="8.0 GB, more than half of the 9.0 GB free", threads=1, prefetch=2, device="cpu")
     assert "data.resident=ram" in advice and "8.0 GB" in advice and "data.prefetch=4" in advice and "--profile" in advice
     assert "resident" not in alarms.advice(kept="ram", kept_why="", threads=1, prefetch=2, device="cpu")
+    assert "data.prefetch=2 (now 0, best unless" in alarms.advice(kept="ram", kept_why="", threads=1, prefetch=0, device="cpu")
 
     def records(*waits: float) -> list[dict]:
         return [{"step": k + 1, "loss": 1.0, "samples_per_s": 100.0, "data_wait": wait} for k, wait in enumerate(waits)]
@@ -113,9 +114,9 @@ def planted(monkeypatch: pytest.MonkeyPatch) -> None:
         del sys.modules[name]
 
 
-def _run(corpus: Path, out: Path, *, steps: int, batch: int = 8, **method: object) -> Run:
+def _run(corpus: Path, out: Path, *, steps: int, batch: int = 8, prefetch: int = 8, **method: object) -> Run:
     return dsengine.train(corpus=str(corpus), out=str(out), device={"gpus": 0}, encoder="faults.small",
-                          method={"name": "faults.method", **method}, data={"size": 16, "prefetch": 8},
+                          method={"name": "faults.method", **method}, data={"size": 16, "prefetch": prefetch},
                           train={"max_steps": steps, "epochs": 1000, "batch_size": batch, "precision": "fp32", "lr": 1e-3, "log_steps": 5,
                                  "checkpoint_steps": 1000, "heldout_samples": 2, "bn_group": 8})
 
@@ -146,5 +147,5 @@ def test_a_planted_fault_raises_its_alarm_and_no_other(planted: None, small_corp
 def test_a_slow_loader_raises_the_alarm_of_waiting(planted: None, small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made = loader.make
     monkeypatch.setattr(loader, "make", lambda *args, **kwargs: (time.sleep(0.05), made(*args, **kwargs))[1])
-    run = _run(small_corpus, tmp_path / "run", steps=60)
+    run = _run(small_corpus, tmp_path / "run", steps=60, prefetch=0)  # however slow the steps are, none hides a wait
     assert _every_kind(run) == {"data wait"} and "--profile" in run.metrics[-1]["alarm"]

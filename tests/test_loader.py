@@ -107,9 +107,9 @@ def test_the_ranks_batches_put_together_are_the_batch_of_one_rank(corpus: Corpus
             assert torch.equal(torch.cat([p[k].views[v] for p in parts]), view)
 
 
-@pytest.mark.parametrize(("num_threads", "prefetch"), [(1, 1), (3, 5)])
+@pytest.mark.parametrize(("num_threads", "prefetch"), [(1, 0), (1, 1), (3, 5)])
 def test_threads_and_prefetch_change_nothing_in_a_batch(corpus: Corpus, num_threads: int, prefetch: int) -> None:
-    with Loader(corpus, VIEWS, 8) as one, Loader(corpus, VIEWS, 8, num_threads=num_threads, prefetch=prefetch) as other:
+    with Loader(corpus, VIEWS, 8, prefetch=2) as one, Loader(corpus, VIEWS, 8, num_threads=num_threads, prefetch=prefetch) as other:
         assert_same(take(one, 9), take(other, 9))
 
 
@@ -199,7 +199,7 @@ def test_ranks_share_a_held_out_pass_even_where_a_batch_has_fewer_rows_than_rank
     ({"device": "cuda:64"}, ["device", "cuda:64", "cpu"]),
     ({"level": 1.5}, ["level: 1.5"]),
     ({"num_threads": 0}, ["num_threads: 0"]),
-    ({"prefetch": 0}, ["prefetch: 0"])])
+    ({"prefetch": -1}, ["prefetch: -1"])])
 def test_a_request_that_cannot_be_met_is_a_one_line_usage_error(corpus: Corpus, options: dict, words: list[str]) -> None:
     with pytest.raises(UsageError) as caught:
         Loader(corpus, **{"views": VIEWS, "batch_size": 8, **options})

@@ -13,13 +13,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
+from dsengine import config
 from dsengine.corpus import Corpus, open_corpus
 from dsengine.corpus.build.writer import Block, CorpusWriter
 from dsengine.corpus.schema import standard_layout
 from dsengine.data.loader import Loader
-from dsengine.data.prefetch import Prefetcher
+from dsengine.data.prefetch import Prefetcher, batches_ahead
 from dsengine.data.sample import View
+from dsengine.engine import plan
 from dsengine.errors import RunError
 
 VIEWS = (View(size=16), View(size=16))
@@ -134,7 +137,7 @@ def test_the_interpreter_exits_at_once_and_silently_with_an_open_loader(corpus: 
     assert (done.returncode, done.stderr) == (3 if "SystemExit" in how else 0, "")
 
 
-@pytest.mark.parametrize("depth", [1, 2, 5])
+@pytest.mark.parametrize("depth", [0, 1, 2, 5])
 def test_items_are_made_while_the_consumer_is_busy_but_no_more_than_depth_ahead(depth: int) -> None:
     made = []
 
@@ -150,6 +153,16 @@ def test_items_are_made_while_the_consumer_is_busy_but_no_more_than_depth_ahead(
         assert len(made) == taken + depth
         assert next(ahead) == taken
     ahead.close()
+
+
+@pytest.mark.parametrize(("on_cpu", "local", "want"), [(True, True, 0), (True, False, 2), (False, True, 2), (False, False, 2)])
+def test_batches_are_made_between_the_steps_only_where_both_want_the_same_cores(corpus: Corpus, on_cpu: bool, local: bool, want: int) -> None:
+    assert batches_ahead(on_cpu=on_cpu, local=local) == want
+    if on_cpu and local:
+        assert plan.complete(config.resolve({"corpus": str(corpus.path)}), corpus, ranks=1, device=torch.device("cpu")).data.prefetch == want
+        with Loader(corpus, VIEWS, 8, split="all") as loader:
+            next(loader)
+            assert loader._pace.prefetch == want
 
 
 def test_a_finite_source_ends_and_is_closed_in_its_own_thread() -> None:

@@ -187,11 +187,13 @@ def hung(shard: Path) -> Iterator[None]:
                 time.sleep(0.05)
 
 
+@pytest.mark.parametrize("prefetch", [0, 1])
 @pytest.mark.parametrize("first", [0, 3], ids=["in the index", "in the chunks"])
-def test_a_file_system_that_hangs_is_an_error_with_the_samples_and_not_a_wait_for_ever(small_corpus: Path, tmp_path: Path, first: int) -> None:
+def test_a_file_system_that_hangs_is_an_error_with_the_samples_and_not_a_wait_for_ever(small_corpus: Path, tmp_path: Path, first: int,
+                                                                                       prefetch: int) -> None:
     path = shutil.copytree(small_corpus, tmp_path / "c")
     shards = sorted(path.glob("s2/c/*/0/0/0"))
-    with Loader(open_corpus(path), VIEWS, 16, split="all", prefetch=1, timeout_s=1.0) as loader:
+    with Loader(open_corpus(path), VIEWS, 16, split="all", prefetch=prefetch, timeout_s=1.0) as loader:
         ids = [next(loader).sample_id for _ in range(first)]
         with hung(shards[0]):
             with pytest.raises(RunError, match=r"no batch within 1 s \(data.timeout_s\) from .*: step \d+, rank 0, samples \d+, ") as caught:

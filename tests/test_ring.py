@@ -57,7 +57,7 @@ def test_smaller_batches_and_other_dtypes_fit_a_larger_block_and_kept_ones_are_l
 @pytest.fixture
 def loader(small_corpus: Path) -> Loader:
     views = (View(size=16, augment=Augment(jitters=(1, 3), jitter_strength=(0.1, 0.1))), View(size=16))
-    with Loader(open_corpus(small_corpus), views, 8, seed=3, num_threads=1) as made:
+    with Loader(open_corpus(small_corpus), views, 8, seed=3, num_threads=1, prefetch=2) as made:
         yield made
 
 

@@ -99,7 +99,7 @@ def test_an_epoch_shows_every_row_once_and_the_next_one_others_first(corpus: Ser
 
 
 def test_the_last_epochs_order_and_prefetch_change_nothing(corpus: SeriesCorpus) -> None:
-    with TableLoader(corpus, VIEWS, 20, prefetch=1) as one, TableLoader(corpus, VIEWS, 20, prefetch=6, num_threads=3) as other:
+    with TableLoader(corpus, VIEWS, 20, prefetch=0) as one, TableLoader(corpus, VIEWS, 20, prefetch=6, num_threads=3) as other:
         for a, b in itertools.islice(zip(one, other), 30):
             assert torch.equal(a.sample_id, b.sample_id) and all(same(x, y) for x, y in zip(a.views, b.views))
 
@@ -145,7 +145,7 @@ def test_what_a_view_of_rows_cannot_have_is_refused_by_its_name(corpus: SeriesCo
     (dict(batch_size=5000), "batch_size: 5000 is more than the .* series of split 'train'"), (dict(batch_size=9, world=2), "not divisible by world=2"),
     (dict(batch_size=0), "batch_size: 0"), (dict(label="kind"), "label 'kind' is not in .*crop"), (dict(split="tain"), "split='tain'"),
     (dict(resident="none"), "always held in memory; legal: auto, gpu, ram"), (dict(resident="gpu"), "'gpu' on a CPU"), (dict(rank=2), "rank: 2 of world 1"),
-    (dict(prefetch=0), "prefetch: 0"), (dict(dtype=torch.int16), "dtype"), (dict(where="field > 1000"), "field > 1000"), (dict(device="tpu"), "device"),
+    (dict(prefetch=-1), "prefetch: -1"), (dict(dtype=torch.int16), "dtype"), (dict(where="field > 1000"), "field > 1000"), (dict(device="tpu"), "device"),
 ])
 def test_each_mistake_of_a_request_is_refused_in_its_words(corpus: SeriesCorpus, request_: dict, words: str) -> None:
     with pytest.raises(UsageError, match=words):

@@ -1,12 +1,14 @@
 """`Loader` (endless, shuffled, resumable) and `FixedViews` (one pass, repeatable): batches from a background thread.
 
-The thread reads, decodes and augments ahead of training; what a consumer waits inside `next` is all that loading costs.
+The thread reads, decodes and augments ahead of training, or, with prefetch 0, while the consumer waits; what it waits inside `next` is all that
+loading costs.
 """
 
 import os
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +22,7 @@ from dsengine.data import order
 from dsengine.data.labels import LabelReader
 from dsengine.data.pipeline import Patches
 from dsengine.data.plan import LoadPlan, make_plan, members, out_channels, requests
-from dsengine.data.prefetch import Prefetcher
+from dsengine.data.prefetch import Prefetcher, batches_ahead
 from dsengine.data.resident import Tier, choose_tier, free_memory, open_kept
 from dsengine.data.ring import Ring
 from dsengine.data.sample import Batch, View
@@ -52,7 +54,8 @@ class Loader:
 
     where: a condition on index columns (`corpus.where`); patches that do not meet it are left out. None: no condition.
     batch_size is global: each rank gets batch_size / world rows of it. level None follows each view's curriculum by
-    epoch, a number in [0, 1] fixes it. num_threads None is as many as this rank's share of the cores, at most 8.
+    epoch, a number in [0, 1] fixes it. num_threads None is as many as this rank's share of the cores, at most 8. prefetch: batches made ahead of
+    the consumer, None as `batches_ahead` has it.
     pad_channels fills the channels up to a multiple of 8 with zeros. label: name of what `Batch.label` holds (`data.labels`).
     The last partial batch of an epoch is dropped. resident: where patches are kept once they are decoded (`data.resident`); `tier` says what
     became of it. A batch that takes longer than timeout_s seconds is a RunError with its samples.
@@ -63,14 +66,14 @@ class Loader:
     def __init__(self, corpus: Corpus, views: Sequence[View], batch_size: int, seed: int = 0, rank: int = 0,
                  world: int = 1, device: str | torch.device = "cpu", *, split: str = "train",
                  where: str | None = None, dtype: torch.dtype = torch.float32, shuffle: bool = True, level: float | None = None,
-                 num_threads: int | None = None, prefetch: int = 2, pad_channels: bool = False, label: str | None = None,
+                 num_threads: int | None = None, prefetch: int | None = None, pad_channels: bool = False, label: str | None = None,
                  resident: str = "none", timeout_s: float = TIMEOUT_S) -> None:
         plan = make_plan(corpus, views, split=split, where=where, global_batch=batch_size, seed=seed, rank=rank,
                          world=world, device=device, dtype=dtype, pad_channels=pad_channels, label=label)
         if level is not None and not 0 <= level <= 1:
             raise UsageError(f"level: {level} is not legal, it must be in [0, 1] or None")
         self._level = level
-        self._begin(plan, make_pace(num_threads, prefetch, world=world, timeout_s=timeout_s, tier=plan_tier(plan, resident, ranks=world)),
+        self._begin(plan, make_pace(num_threads, prefetch, plan, timeout_s=timeout_s, tier=plan_tier(plan, resident, ranks=world)),
                     split=split, shuffle=shuffle)
 
     def _begin(self, plan: LoadPlan, pace: Pace, *, split: str, shuffle: bool) -> None:
@@ -91,12 +94,12 @@ class Loader:
     @staticmethod
     def heldout(corpus: Corpus, views: Sequence[View], batch_size: int, seed: int = 0, rank: int = 0, world: int = 1,
                 device: str | torch.device = "cpu", *, split: str = "val", where: str | None = None, limit: int | None = None,
-                dtype: torch.dtype = torch.float32, num_threads: int | None = None, prefetch: int = 2,
+                dtype: torch.dtype = torch.float32, num_threads: int | None = None, prefetch: int | None = None,
                 pad_channels: bool = False, label: str | None = None, timeout_s: float = TIMEOUT_S) -> "FixedViews":
         """The same views of a split at every pass; see `FixedViews`. `limit`: at most so many rows, evenly spread."""
         plan = make_plan(corpus, views, split=split, where=where, limit=limit, global_batch=batch_size, seed=seed, rank=rank,
                          world=world, device=device, dtype=dtype, pad_channels=pad_channels, label=label)
-        return FixedViews(plan, make_pace(num_threads, prefetch, world=world, timeout_s=timeout_s))
+        return FixedViews(plan, make_pace(num_threads, prefetch, plan, timeout_s=timeout_s))
 
     @property
     def tier(self) -> Tier:
@@ -208,15 +211,16 @@ def plan_tier(plan: LoadPlan, resident: str, *, ranks: int) -> Tier:
     return choose_tier(resident, num_bytes, free_memory(plan.device), ranks=here)
 
 
-def make_pace(num_threads: int | None, prefetch: int, *, world: int, tier: Tier = NOTHING_KEPT, timeout_s: float = TIMEOUT_S) -> Pace:
-    """The checked pace; num_threads None: this rank's share of the cores, at most 8."""
-    threads = max(1, min(8, len(os.sched_getaffinity(0)) // world)) if num_threads is None else num_threads
-    for name, value in (("num_threads", threads), ("prefetch", prefetch)):
-        if value < 1:
-            raise UsageError(f"{name}: {value} is not legal, it must be 1 or more")
+def make_pace(num_threads: int | None, prefetch: int | None, plan: LoadPlan, *, tier: Tier = NOTHING_KEPT, timeout_s: float = TIMEOUT_S) -> Pace:
+    """The checked pace of `plan`; num_threads None: this rank's share of the cores, at most 8."""
+    threads = max(1, min(8, len(os.sched_getaffinity(0)) // plan.world)) if num_threads is None else num_threads
+    ahead = batches_ahead(on_cpu=plan.device.type == "cpu", local=isinstance(plan.corpus.path, Path)) if prefetch is None else prefetch
+    for name, value, least in (("num_threads", threads, 1), ("prefetch", ahead, 0)):
+        if value < least:
+            raise UsageError(f"{name}: {value} is not legal, it must be {least} or more")
     if not timeout_s > 0:
         raise UsageError(f"timeout_s: {timeout_s} is not legal, it must be more than 0")
-    return Pace(threads, prefetch, tier, timeout_s)
+    return Pace(threads, ahead, tier, timeout_s)
 
 
 def late(plan: LoadPlan, pace: Pace, hung: Prefetcher, step: order.Step) -> RunError:

@@ -14,7 +14,7 @@ from dsengine.errors import UsageError
 
 def open_loader(corpus: Corpus | SeriesCorpus, views: Sequence[View], batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1,
                 device: str | torch.device = "cpu", split: str = "train", where: str | None = None, dtype: torch.dtype = torch.float32,
-                shuffle: bool = True, num_threads: int | None = None, prefetch: int = 2, label: str | None = None, resident: str = "auto",
+                shuffle: bool = True, num_threads: int | None = None, prefetch: int | None = None, label: str | None = None, resident: str = "auto",
                 timeout_s: float = TIMEOUT_S) -> Loader:
     """Endless batches of one split: `Loader` or `TableLoader`, with the arguments of both."""
     return _loader(corpus)(corpus, views, batch_size, seed, rank, world, device, split=split, where=where, dtype=dtype, shuffle=shuffle,
@@ -23,7 +23,7 @@ def open_loader(corpus: Corpus | SeriesCorpus, views: Sequence[View], batch_size
 
 def open_heldout(corpus: Corpus | SeriesCorpus, views: Sequence[View], batch_size: int, *, seed: int = 0, rank: int = 0, world: int = 1,
                  device: str | torch.device = "cpu", split: str = "val", where: str | None = None, limit: int | None = None,
-                 dtype: torch.dtype = torch.float32, num_threads: int | None = None, prefetch: int = 2, label: str | None = None,
+                 dtype: torch.dtype = torch.float32, num_threads: int | None = None, prefetch: int | None = None, label: str | None = None,
                  timeout_s: float = TIMEOUT_S) -> FixedViews:
     """The same views of a split at every pass: `FixedViews` or `FixedRows`."""
     return _loader(corpus).heldout(corpus, views, batch_size, seed, rank, world, device, split=split, where=where, limit=limit, dtype=dtype,

@@ -1,4 +1,4 @@
-"""A background thread that runs an iterator ahead of its consumer, bounded, and always ends.
+"""A background thread that runs an iterator ahead of its consumer, or only while it waits; bounded, and always ends.
 
 The thread knows the channel and the source but not the `Prefetcher`, so that dropping the last reference to the
 consumer's side stops the thread; the interpreter's exit does the same.
@@ -12,20 +12,26 @@ from collections.abc import Generator
 from typing import Any
 
 
+def batches_ahead(*, on_cpu: bool, local: bool) -> int:
+    """How far to work ahead where nobody says. On a CPU loading takes the cores that the step needs: side by side both are slower than one
+    after the other (docs/loading.md), unless loading is waiting for a network."""
+    return 0 if on_cpu and local else 2
+
+
 class Channel:
-    """At most `depth` items between one producer and one consumer; either side may close it."""
+    """At most `depth` items between one producer and one consumer, and one more while the consumer waits; either side may close it."""
 
     def __init__(self, depth: int) -> None:
         self._depth = depth
         self._items: deque[Any] = deque()
         self._error: BaseException | None = None
-        self._closed = False
+        self._closed = self._awaited = False
         self._changed = threading.Condition()  # its lock is reentrant: a finalizer may close while `put` holds it
 
     def wait_for_room(self) -> bool:
         """Block until an item may be put; False when the channel has been closed."""
         with self._changed:
-            self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth)
+            self._changed.wait_for(lambda: self._closed or len(self._items) < self._depth + self._awaited)
             return not self._closed
 
     def put(self, item: Any) -> None:
@@ -37,7 +43,11 @@ class Channel:
     def get(self, timeout_s: float | None = None) -> Any:
         """The next item. Raises the producer's error, with its traceback, StopIteration after the last item, or TimeoutError."""
         with self._changed:
-            if not self._changed.wait_for(lambda: self._closed or self._items, timeout_s):
+            self._awaited = True
+            self._changed.notify_all()
+            came = self._changed.wait_for(lambda: self._closed or self._items, timeout_s)
+            self._awaited = False
+            if not came:
                 raise TimeoutError
             if self._items:
                 item = self._items.popleft()
@@ -55,7 +65,7 @@ class Channel:
 
 
 class Prefetcher:
-    """Iterates `source` in a thread, at most `depth` finished items ahead; `source` is closed in that thread."""
+    """Iterates `source` in a thread, at most `depth` finished items ahead (0: only while `next` waits); `source` is closed in that thread."""
 
     def __init__(self, source: Generator[Any, None, None], *, depth: int) -> None:
         self._channel = Channel(depth)

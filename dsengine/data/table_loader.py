@@ -116,23 +116,23 @@ class TableLoader(Loader):
 
     def __init__(self, corpus: SeriesCorpus, views: Sequence[View], batch_size: int, seed: int = 0, rank: int = 0, world: int = 1,
                  device: str | torch.device = "cpu", *, split: str = "train", where: str | None = None, dtype: torch.dtype = torch.float32,
-                 shuffle: bool = True, num_threads: int | None = None, prefetch: int = 2, label: str | None = None, resident: str = "auto",
+                 shuffle: bool = True, num_threads: int | None = None, prefetch: int | None = None, label: str | None = None, resident: str = "auto",
                  timeout_s: float = TIMEOUT_S) -> None:
         plan = make_table_plan(corpus, views, split=split, where=where, global_batch=batch_size, seed=seed, rank=rank, world=world,
                                device=device, dtype=dtype, label=label)
-        pace = make_pace(num_threads, prefetch, world=world, timeout_s=timeout_s, tier=table_tier(plan, resident, ranks=world))
+        pace = make_pace(num_threads, prefetch, plan, timeout_s=timeout_s, tier=table_tier(plan, resident, ranks=world))
         self._begin(plan, pace, split=split, shuffle=shuffle)
         self._tables = open_tables(plan, pace)
 
     @staticmethod
     def heldout(corpus: SeriesCorpus, views: Sequence[View], batch_size: int, seed: int = 0, rank: int = 0, world: int = 1,
                 device: str | torch.device = "cpu", *, split: str = "val", where: str | None = None, limit: int | None = None,
-                dtype: torch.dtype = torch.float32, num_threads: int | None = None, prefetch: int = 2, label: str | None = None,
+                dtype: torch.dtype = torch.float32, num_threads: int | None = None, prefetch: int | None = None, label: str | None = None,
                 timeout_s: float = TIMEOUT_S) -> "FixedRows":
         """The same rows of a split at every pass; see `FixedViews`. `limit`: at most so many, evenly spread."""
         plan = make_table_plan(corpus, views, split=split, where=where, limit=limit, global_batch=batch_size, seed=seed, rank=rank,
                                world=world, device=device, dtype=dtype, label=label)
-        return FixedRows(plan, make_pace(num_threads, prefetch, world=world, timeout_s=timeout_s, tier=table_tier(plan, "auto", ranks=world)))
+        return FixedRows(plan, make_pace(num_threads, prefetch, plan, timeout_s=timeout_s, tier=table_tier(plan, "auto", ranks=world)))
 
     def _produce(self, steps: Iterator[order.Step]) -> Iterator[Made]:
         return produce(self._plan, self._tables, steps)

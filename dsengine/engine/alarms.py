@@ -91,7 +91,7 @@ def advice(*, kept: str, kept_why: str, threads: int, prefetch: int, device: str
     if threads < cores:
         tips.append(f"more threads, data.threads={cores} (now {threads})")
     if prefetch < 4:
-        tips.append(f"read further ahead, data.prefetch={2 * prefetch} (now {prefetch})")
+        tips.append(f"read further ahead, data.prefetch={max(2, 2 * prefetch)} (now {prefetch}{'' if prefetch else ', best unless files come slowly'})")
     tips.append("fewer jitters and warps, or smaller crops" if device == "cuda" else "`--profile` shows which part of loading it is")
     return "; ".join(tips)
 

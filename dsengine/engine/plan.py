@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,7 @@ from dsengine import methods, plugin
 from dsengine.config import RunConfig
 from dsengine.corpus import Corpus, SeriesCorpus
 from dsengine.data.labels import label_tables
+from dsengine.data.prefetch import batches_ahead
 from dsengine.data.sample import default_crop
 from dsengine.engine import knn_probe, monitor
 from dsengine.engine.profile import NEEDED
@@ -52,7 +54,8 @@ def complete(config: RunConfig, corpus: Corpus | SeriesCorpus, *, ranks: int, de
     if train.profile and total_steps(train, steps) < NEEDED:
         raise UsageError(f"train.profile: takes {NEEDED} steps, this run has {total_steps(train, steps)}; legal: more epochs or train.max_steps")
     cores = len(os.sched_getaffinity(0))
-    data = replace(config.data, size=size, threads=_given(config.data.threads, max(1, min(8, cores // ranks))))
+    data = replace(config.data, size=size, threads=_given(config.data.threads, max(1, min(8, cores // ranks))),
+                   prefetch=_given(config.data.prefetch, batches_ahead(on_cpu=device.type == "cpu", local=isinstance(corpus.path, Path))))
     method = methods.complete(config.method, config.method_config, label_tables(corpus))
     return replace(config, train=train, data=data, method_config=method)
 

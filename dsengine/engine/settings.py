@@ -76,14 +76,14 @@ class DataConfig:
 
     size: int | None = None  # side of the crops in pixels; None: leaves 16 px of the patch to move in, at most 128
     threads: int | None = None  # reading and decoding threads; None: as many as this process may use, at most 8
-    prefetch: int = 2  # batches read ahead
+    prefetch: int | None = None  # batches made ahead of the step; None: 2, and on a CPU with local files 0, for there both need the same cores
     resident: Literal["auto", "gpu", "ram", "none"] = "auto"  # where patches stay once they are decoded; auto: where half of what is free holds them
     timeout_s: float = 900.0  # a batch that takes longer ends the run
     where: str | None = None  # a condition on index columns, such as "cloud < 0.4 and gap <= 3"; the patches that do not meet it are not there
 
     def __post_init__(self) -> None:
-        for name in ("size", "threads", "prefetch"):
-            _at_least(self, name, 1)
+        for name, least in (("size", 1), ("threads", 1), ("prefetch", 0)):
+            _at_least(self, name, least)
         if not self.timeout_s > 0:
             raise UsageError(f"timeout_s={self.timeout_s}: must be more than 0")
 

@@ -89,13 +89,14 @@ def plan_of(corpus: Corpus, what: Shown, rows: np.ndarray, *, batch_size: int, d
 
 def once(plan: LoadPlan) -> FixedViews:
     """Each row once, in the plan's order, the same views at every pass."""
-    return FixedViews(plan, make_pace(None, 2, world=1))
+    return FixedViews(plan, make_pace(None, None, plan))
 
 
 def endless(plan: LoadPlan) -> Iterator[Batch]:
     """Shuffled whole batches, epoch after epoch. Close the generator to end its threads."""
     steps = order.walk(plan.rows, seed=plan.seed, start=0, global_batch=plan.global_batch)
-    ahead = Prefetcher(produce(plan, steps, pace=make_pace(None, 2, world=1), level=1.0), depth=2)
+    pace = make_pace(None, None, plan)
+    ahead = Prefetcher(produce(plan, steps, pace=pace, level=1.0), depth=pace.prefetch)
     try:
         while True:
             yield received(next(ahead))
