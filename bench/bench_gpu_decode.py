@@ -17,6 +17,7 @@ from dsengine.corpus.synth import synthesize
 from dsengine.data import frames
 from dsengine.data.device import MAKERS, Chosen, DevicePipeline
 from dsengine.data.layout import ChunkLayout, chunk_layout
+from dsengine.data.pipeline import open_pipeline
 from dsengine.data.resident import DeviceStore
 from dsengine.data.staging import Slab, Staged, Stager, expand
 
@@ -141,7 +142,9 @@ def test_loading_beside_a_step(ready: Ready, benchmark: Callable, name: str) -> 
 def test_gather_of_patches_kept_on_the_gpu(ready: Ready, benchmark: Callable) -> None:
     device, ids = torch.device("cuda", torch.cuda.current_device()), np.arange(len(ready.corpus))
     store = DeviceStore(ready.layouts, len(ids), device)
-    store.put(ids, [torch.from_numpy(array[:]).to(device) for array in ready.corpus.arrays.values()])
+    with open_pipeline(ready.layouts, max_batch=BATCH, num_threads=2, device=device) as source:
+        for first in range(0, len(ids), BATCH):
+            store.add(source, ids[first:first + BATCH], slice(first, min(first + BATCH, len(ids))))
     rng = np.random.default_rng(1)
     report("gather of kept patches", milliseconds(lambda: store.get(rng.permutation(len(ids))[:BATCH])), ready.staged.out_bytes)
     benchmark.pedantic(lambda: (store.get(ids[:BATCH]), torch.cuda.synchronize()), rounds=10)

@@ -53,8 +53,12 @@ class RawPipeline:
         The tensors are overwritten by the next lease: use them up inside the `with`. Raises RunError for damaged chunks.
         """
         batches = tuple(slab[:len(ids)] for slab in self._slabs)
-        self._reader.read(ids, [batch.numpy() for batch in batches])
+        self.read(ids, batches)
         yield batches
+
+    def read(self, ids: np.ndarray, outs: Sequence[torch.Tensor]) -> None:
+        """The same into memory of the caller: one (B, C, H, W) int16 tensor for each layout, contiguous."""
+        self._reader.read(ids, [out.numpy() for out in outs])
 
     def close(self) -> None:
         """End the threads of the reader."""

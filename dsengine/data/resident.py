@@ -19,10 +19,11 @@ from torch import Tensor
 
 from dsengine.data.layout import ChunkLayout
 from dsengine.data.native import SLACK, gather
-from dsengine.data.pipeline import Patches, open_pipeline
+from dsengine.data.pipeline import Patches, RawPipeline, open_pipeline
 from dsengine.errors import UsageError
 
 Wanted = Literal["auto", "gpu", "ram", "none"]
+_NOWHERE = -1
 SHARE = 2  # of what is free, `auto` takes at most one part in so many: the rest is for training and for everybody else
 
 
@@ -101,20 +102,20 @@ def open_kept(layouts: Sequence[ChunkLayout], rows: np.ndarray, tier: Tier, *, m
 
 
 class HostStore:
-    """Patches in host memory, gathered into one slab an array by `num_threads` threads."""
+    """Patches in host memory, in the order in which they came; gathered into one slab an array by `num_threads` threads."""
 
     def __init__(self, layouts: Sequence[ChunkLayout], count: int, *, max_batch: int, num_threads: int, pinned: bool) -> None:
         # The library wants bytes after the last chunk. Pages that nothing was written to cost nothing, unless they are locked.
-        flat = [torch.empty(count * layout.patch_bytes // 2 + SLACK, dtype=torch.int16, pin_memory=pinned) for layout in layouts]
+        flat = [_numbers(count * layout.patch_bytes // 2 + SLACK, pinned=pinned) for layout in layouts]
         self._kept = [x[:-SLACK].view(count, *layout.patch_shape) for x, layout in zip(flat, layouts, strict=True)]
         self._slabs = [torch.empty((max_batch, *layout.patch_shape), dtype=torch.int16, pin_memory=pinned) for layout in layouts]
         self._num_threads = num_threads
 
-    def put(self, at: np.ndarray, raw: Sequence[Tensor]) -> None:
-        """Keep patches at places `at` (B,) int64."""
-        for kept, x in zip(self._kept, raw, strict=True):
-            for k, place in enumerate(at.tolist()):  # whole patches: as fast as one call for all
-                kept[place] = x[k]
+    def add(self, source: RawPipeline, ids: np.ndarray, places: slice) -> tuple[Tensor, ...]:
+        """Read patches `ids` (B,) int64 straight to `places`, and give them as they lie there."""
+        outs = tuple(kept[places] for kept in self._kept)
+        source.read(ids, outs)
+        return outs
 
     def get(self, at: np.ndarray) -> tuple[Tensor, ...]:
         """The patches of places `at` (B,) int64, overwritten by the next call."""
@@ -124,6 +125,11 @@ class HostStore:
         return found
 
 
+def _numbers(count: int, *, pinned: bool) -> Tensor:
+    """(count,) int16 of any value. NumPy asks for huge pages, which are filled in at a fifth of the cost of small ones."""
+    return torch.empty(count, dtype=torch.int16, pin_memory=True) if pinned else torch.from_numpy(np.empty(count, np.int16))
+
+
 class DeviceStore:
     """Patches on the device; everything in the order of the stream of whoever calls."""
 
@@ -131,11 +137,13 @@ class DeviceStore:
         self._kept = [torch.empty((count, *layout.patch_shape), dtype=torch.int16, device=device) for layout in layouts]
         self._device = device
 
-    def put(self, at: np.ndarray, raw: Sequence[Tensor]) -> None:
-        """Keep patches at places `at` (B,) int64."""
-        where = torch.from_numpy(at).to(self._device)
-        for kept, x in zip(self._kept, raw, strict=True):
-            kept.index_copy_(0, where, x)
+    def add(self, source: Patches, ids: np.ndarray, places: slice) -> tuple[Tensor, ...]:
+        """Read patches `ids` (B,) int64 to `places`, and give them as they lie there."""
+        outs = tuple(kept[places] for kept in self._kept)
+        with source.lease(ids) as raw:
+            for out, x in zip(outs, raw, strict=True):
+                out.copy_(x)
+        return outs
 
     def get(self, at: np.ndarray) -> tuple[Tensor, ...]:
         """The patches of places `at` (B,) int64, in memory of their own."""
@@ -149,7 +157,8 @@ class ResidentPipeline:
     def __init__(self, source: Patches, rows: np.ndarray, store: HostStore | DeviceStore) -> None:
         self._source: Patches | None = source
         self._rows, self._store = rows, store
-        self._known = np.zeros(len(rows), dtype=bool)
+        self._place = np.full(len(rows), _NOWHERE)  # of each row in the store
+        self._count = 0
         self._open = ExitStack()
         self._open.enter_context(source)
 
@@ -160,23 +169,20 @@ class ResidentPipeline:
         Raises RunError for damaged chunks; what was kept before stays.
         """
         at = np.searchsorted(self._rows, ids)
-        fresh = np.unique(at[~self._known[at]])
-        if len(fresh) == len(at):  # all new, none twice: on to the user as they come
-            with self._source.lease(ids) as raw:
-                self._keep(at, raw)
-                yield raw
-        else:
-            if len(fresh):
-                with self._source.lease(self._rows[fresh]) as raw:
-                    self._keep(fresh, raw)
-            yield self._store.get(at)
-        if self._source is not None and self._known.all():
+        absent = at[self._place[at] == _NOWHERE]
+        fresh = absent if len(absent) == len(at) == len(np.unique(at)) else np.unique(absent)
+        added = self._add(fresh) if len(fresh) else ()
+        yield added if fresh is absent else self._store.get(self._place[at])
+        if self._count == len(self._rows) and self._source is not None:
             self._source = None  # its slabs and threads have done their work
             self._open.close()
 
-    def _keep(self, at: np.ndarray, raw: Sequence[Tensor]) -> None:
-        self._store.put(at, raw)
-        self._known[at] = True
+    def _add(self, fresh: np.ndarray) -> tuple[Tensor, ...]:
+        places = slice(self._count, self._count + len(fresh))
+        added = self._store.add(self._source, self._rows[fresh], places)
+        self._place[fresh] = np.arange(places.start, places.stop)
+        self._count = places.stop
+        return added
 
     def __enter__(self) -> "ResidentPipeline":
         return self
