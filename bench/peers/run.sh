@@ -6,6 +6,6 @@ root=$(cd "$(dirname "$0")/../.." && pwd)
 venv=${PEERS_VENV:-$HOME/.cache/dsengine/peers-venv}
 if [ ! -x "$venv/bin/python" ]; then
   python3 -m venv "$venv"
-  "$venv/bin/pip" install -q -c "$root/constraints.txt" -r "$root/bench/peers/requirements.txt" -e "$root"
+  "$venv/bin/pip" install -q -c "$root/constraints.txt" -r "$root/bench/peers/requirements.txt" -e "$root[bench]"
 fi
 exec "$venv/bin/python" "$root/bench/peers" "$@"

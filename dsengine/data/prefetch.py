@@ -14,7 +14,7 @@ from typing import Any
 
 def batches_ahead(*, on_cpu: bool, local: bool) -> int:
     """How far to work ahead where nobody says. On a CPU loading takes the cores that the step needs: side by side both are slower than one
-    after the other (docs/loading.md), unless loading is waiting for a network."""
+    after the other (docs/loading.md), unless loading means waiting for a network."""
     return 0 if on_cpu and local else 2
 
 
