@@ -82,7 +82,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=given.folder) as folder:
         run = Path(folder)
         (run / "metrics.jsonl").write_text("")
-        with Saver(run, keep=2, **FIXED) as saver:
+        with Saver(run, beside=True, keep=2, **FIXED) as saver:
             for pair in range(given.pairs + 1):
                 plain = float(np.median([work.step() for _ in range(STEPS)]))
                 results = [in_the_step(work, run, 2 * pair), *beside(work, saver, 2 * pair + 1, plain)]

@@ -61,11 +61,12 @@ class Zygote:
         return Ended(**json.loads(self._process.stdout.readline()), said=self._log.read_text())
 
 
-def command(corpus: Path, out: Path) -> list[str]:
-    """The run, begun or gone on with."""
+def command(corpus: Path, out: Path, *, beside: bool = False) -> list[str]:
+    """The run, begun or gone on with; beside: steps go on while a checkpoint is written."""
     return ["train", "--resume", "auto", "--corpus", str(corpus), "--out", str(out), "--gpus", "0", "--encoder", "workers.tiny_encoder", "--batch-size", "16",
             "--set", f"train.max_steps={STEPS}", "--set", "train.log_steps=1", "--set", f"train.checkpoint_steps={INTERVAL}", "--set", "train.precision=fp32",
-            "--set", "train.schedule=cosine", "--set", "train.heldout_samples=16", "--set", "method.margin=20", "--set", "data.threads=1", "--set", "data.size=16"]
+            "--set", "train.schedule=cosine", "--set", "train.heldout_samples=16", "--set", "method.margin=20", "--set", "data.threads=1", "--set", "data.size=16",
+            "--set", f"train.async_save={str(beside).lower()}"]
 
 
 def reached(out: Path) -> int:

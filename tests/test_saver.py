@@ -25,7 +25,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def _saver(run: Path, keep: int = 2) -> Saver:
-    return Saver(run, keep=keep, config={"a": 1}, contract=CONTRACT, inputs={})
+    return Saver(run, beside=True, keep=keep, config={"a": 1}, contract=CONTRACT, inputs={})
 
 
 def _parts() -> tuple[nn.Module, torch.optim.Optimizer]:

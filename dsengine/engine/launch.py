@@ -44,7 +44,7 @@ _ENCODERS = {"patches": "resnet18", "pixels": "resmlp", "series": "temporal"}  #
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # malloc.h
 # What a resumed run may change; every other setting decides what the figures of the run mean.
-_FREE = {"out", "corpus", "train.epochs", "train.max_steps", "train.log_steps", "train.checkpoint_steps",
+_FREE = {"out", "corpus", "train.epochs", "train.max_steps", "train.log_steps", "train.checkpoint_steps", "train.async_save",
          "train.keep_checkpoints", "train.heldout_samples", "train.knn_epochs", "train.knn_label",
          "train.capture_step", "train.capture_alarms", "train.monitor", "train.profile", "data.threads", "data.prefetch", "data.resident", "data.timeout_s"}
 

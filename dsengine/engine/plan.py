@@ -48,7 +48,8 @@ def complete(config: RunConfig, corpus: Corpus | SeriesCorpus, *, ranks: int, de
         raise UsageError(f"train.cuda_graphs=true: takes a GPU, this run is on {device.type}; legal: false")
     steps = rows // batch
     train = replace(train, batch_size=batch, bn_group=group, precision=_precision(train.precision, device),
-                    log_steps=_given(train.log_steps, max(1, steps // 10)), checkpoint_steps=_given(train.checkpoint_steps, steps))
+                    log_steps=_given(train.log_steps, max(1, steps // 10)), checkpoint_steps=_given(train.checkpoint_steps, steps),
+                    async_save=_given(train.async_save, device.type == "cuda"))
     train = replace(train, knn_label=knn_probe.chosen_label(corpus, train.knn_label, every=train.knn_epochs, where=config.data.where))
     monitor.installed(train.monitor)
     if train.profile and total_steps(train, steps) < NEEDED:

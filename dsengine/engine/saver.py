@@ -1,4 +1,4 @@
-"""Checkpoints off the critical path: the step waits for a copy of the state in host memory, a thread does the rest."""
+"""Checkpoints written in a thread: beside the steps, which wait for a copy of the state in host memory, or while they wait."""
 
 import threading
 from pathlib import Path
@@ -18,12 +18,14 @@ from dsengine.engine.log import METRICS
 class Saver:
     """Writes a run's checkpoints in a thread, at most one at a time. A context manager: leaving it waits for the one on its way.
 
+    beside: `start` leaves it on its way, off the critical path. Else it waits, and a kill costs at most the steps since the last one.
+
     What goes wrong in the thread is raised by the next call of any method, else on leaving (unless another error is on its way out).
     The copies live on between checkpoints: host memory of once the model and the optimiser's state.
     """
 
-    def __init__(self, run: Path, *, keep: int, config: dict, contract: Contract, inputs: dict[str, dict]) -> None:
-        self._run, self._keep = run, keep
+    def __init__(self, run: Path, *, beside: bool, keep: int, config: dict, contract: Contract, inputs: dict[str, dict]) -> None:
+        self._run, self._beside, self._keep = run, beside, keep
         self._fixed = {"config": config, "contract": contract, "inputs": inputs}
         self._copies: dict[str, Tensor] = {}
         self._thread: threading.Thread | None = None
@@ -38,7 +40,7 @@ class Saver:
             self.check()
 
     def start(self, step: int, *, method: nn.Module, optimizer: torch.optim.Optimizer, loader: dict[str, int], heldout_loss: float | None) -> None:
-        """Copy the state as it is now and begin to write it. Waits for the checkpoint before, never for the disk of this one."""
+        """Copy the state as it is now and begin to write it. Waits for the checkpoint before, and for this one unless it goes beside the steps."""
         self.finish()
         state = {"model": method.state_dict(), "optimizer": optimizer.state_dict()}
         copies = self._copied(state, "")
@@ -46,6 +48,8 @@ class Saver:
         parts = State(step, copies["model"], copies["optimizer"], dict(loader), heldout_loss)
         self._thread = threading.Thread(target=self._write, args=(parts, ready), name="checkpoint", daemon=True)
         self._thread.start()
+        if not self._beside:
+            self.finish()
 
     def check(self) -> None:
         """Raise what went wrong, without waiting."""

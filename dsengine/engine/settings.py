@@ -35,6 +35,8 @@ class TrainConfig:
     bn_group: int | Literal["global"] | None = None
     log_steps: int | None = None  # None: about 10 lines an epoch
     checkpoint_steps: int | None = None  # None: at the end of every epoch
+    # Steps go on while a checkpoint is written: a kill meanwhile costs the interval before it too. None: on a GPU; on a CPU both want the same cores.
+    async_save: bool | None = None
     keep_checkpoints: int = 2  # at least 2: the newest may be the one that a crash cut off
     heldout_samples: int = 512  # most samples of the val split that heldout_loss looks at
     knn_epochs: int | None = None  # k-NN accuracy every so many epochs, and at the end; None: never

@@ -71,9 +71,11 @@ class Step:
 
     def withheld(self) -> list[int]:
         """Steps whose update was withheld since the last call, the first for its own sake. Waits for the device."""
-        flags, self._flags, self._bad = self._flags, [], torch.zeros_like(self._bad)
-        bad = torch.stack([flag for _, flag in flags]).tolist() if flags else []
-        return [step for (step, _), flag in zip(flags, bad) if flag]
+        flags, self._flags = self._flags, []
+        if not self._bad.item():
+            return []
+        self._bad = torch.zeros_like(self._bad)
+        return [step for step, flag in flags if flag.item()]
 
     def _backward(self, loss: Tensor) -> None:
         start = self._one if self.scaler is None else self.scaler.scale

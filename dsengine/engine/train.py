@@ -109,7 +109,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         if saved is not None and not passed_over and world.rank == 0:
             checkpoint.tidy(run, keep=setting.keep_checkpoints)
 
-        saver = stack.enter_context(Saver(run, keep=setting.keep_checkpoints, config=configuration.dump(config), contract=contract,
+        saver = stack.enter_context(Saver(run, beside=setting.async_save, keep=setting.keep_checkpoints, config=configuration.dump(config), contract=contract,
                                           inputs=_described(config, corpus)))
 
         # Loop
