@@ -176,8 +176,9 @@ def test_two_machines_start_again_together_when_a_rank_of_one_is_killed(small_co
 
 def test_torchrun_on_two_machines_trains_what_one_rank_trains(small_corpus: Path, tmp_path: Path, alone: list[dict]) -> None:
     out, meet = tmp_path / "run", f"localhost:{free_port()}"
-    command = ["torchrun", "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", meet, "--rdzv-id", "job", "-m",
-               "dsengine.cli", "train", *settings(small_corpus, out, *EXACT, steps=STEPS)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run"]  # wherever the environment's programs lie
+    command = [*torchrun, "--nnodes", "2", "--nproc-per-node", "1", "--rdzv-backend", "c10d", "--rdzv-endpoint", meet, "--rdzv-id", "job", "-m", "dsengine.cli",
+               "train", *settings(small_corpus, out, *EXACT, steps=STEPS)]
     processes = [start(command) for _ in range(2)]
     said = [process.communicate(timeout=300) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], said
