@@ -12,6 +12,7 @@ from functools import cache
 
 import pytest
 import torch
+from paired import paired_ratio
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 import dsengine
@@ -19,11 +20,12 @@ from dsengine import plugin
 from dsengine.data.sample import Batch, sized
 from dsengine.dist import SOLO
 from dsengine.engine.optim import make_optimizer
-from dsengine.engine.precision import place
+from dsengine.engine.precision import place, view_dtype
 from dsengine.engine.settings import TrainConfig
 from dsengine.engine.step import Step
 from dsengine.methods import Method
 from dsengine.nn.norm import set_groups
+from dsengine.nn.stem import set_form
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ROWS, SIZE, PRECISION = (256, 128, "bf16") if DEVICE.type == "cuda" else (16, 64, "fp32")
@@ -107,3 +109,27 @@ def test_step(name: str, encoder: str, benchmark: Callable) -> None:
         found = {"samples_per_s": rows / seconds, "tflop_per_s": flops / seconds / 1e12, "share_of_bound": flops / matmul_rate() / seconds}
         benchmark.extra_info.update(found, flops=flops, device=str(DEVICE), precision=PRECISION)
         print(f"\n{name} {encoder}: {found['samples_per_s']:.1f} samples/s, {found['tflop_per_s']:.3f} TFLOP/s, {found['share_of_bound']:.0%} of the bound")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("form", ["padded", "space_to_depth"])
+def test_other_forms_of_the_first_convolution(form: str, precision: str, benchmark: Callable) -> None:
+    """A whole step of CSF with a ResNet18, against the same step with the convolution as it is (`train.first_conv`)."""
+    torch.manual_seed(0)
+    method, batch = _images("resnet18", "csf")
+    batch = batch._replace(views=tuple(view.to(view_dtype(precision)) for view in batch.views))
+    method = place(method, precision, DEVICE)
+    set_groups(method, ROWS, ROWS)
+    step = Step(method, make_optimizer(method, TrainConfig()), precision=precision, world=SOLO)
+
+    def in_form(which: str) -> Callable[[], None]:
+        def run() -> None:
+            set_form(method, which)
+            step(batch, lr=1e-4)
+            _wait()
+
+        return run
+
+    ratio = paired_ratio(in_form(form), in_form("as_is"), pairs=20 if benchmark.enabled else 1)
+    print(f"\nfirst convolution {form}, {precision}: {ratio} of the time of a step with it as it is")
+    benchmark.pedantic(in_form(form), rounds=3 if benchmark.enabled else 1)

@@ -23,6 +23,7 @@ from dsengine.engine.settings import TrainConfig  # noqa: E402
 from dsengine.engine.step import Step  # noqa: E402
 from dsengine.errors import UsageError  # noqa: E402
 from dsengine.nn.norm import set_groups  # noqa: E402
+from dsengine.nn.stem import FirstConv, set_form  # noqa: E402
 
 STEPS = 4
 
@@ -89,6 +90,37 @@ def test_fp16_learns_what_fp32_learns(name: str, micro_batch: int | None, monkey
     assert half.dtype == torch.float32 and not torch.equal(half, full)
     assert torch.allclose(half, full, atol=5e-3)  # fp16 keeps 11 bits
     assert all(torch.allclose(a, b, atol=5e-3) for a, b in zip(ours.parameters(), theirs.parameters()))
+
+
+@pytest.mark.parametrize("form", ["padded", "space_to_depth"])
+@pytest.mark.parametrize("channels, height, width", [(14, 32, 32), (1, 7, 9), (12, 17, 8), (16, 2, 1), (3, 1, 5)])
+def test_other_forms_of_the_first_convolution_have_its_values_and_gradients(form: str, channels: int, height: int, width: int) -> None:
+    torch.manual_seed(0)
+    conv = FirstConv(channels).double()
+    x = torch.randn(2, channels, height, width, dtype=torch.float64).to(memory_format=torch.channels_last)
+    pull, found = torch.randn_like(conv(x)), []
+    for which in ("as_is", form):
+        set_form(conv, which)
+        given = x.clone().requires_grad_()
+        y = conv(given)
+        found.append([y, *torch.autograd.grad(y, (given, conv.weight), pull)])
+    assert all(torch.allclose(a, b, rtol=1e-12, atol=1e-12) for a, b in zip(*found))
+
+
+@pytest.mark.parametrize("form", ["padded", "space_to_depth"])
+def test_a_run_with_another_first_convolution_learns_what_it_learns_as_it_is(form: str, small_corpus: Path, tmp_path: Path) -> None:
+    losses = []
+    for which in ("as_is", form):
+        run = dsengine.train(corpus=str(small_corpus), out=str(tmp_path / which), device={"gpus": 0}, data={"size": 16},
+                             train={"max_steps": 5, "batch_size": 8, "precision": "fp64", "log_steps": 1, "heldout_samples": 4, "first_conv": which})
+        losses.append([record["loss"] for record in run.metrics])
+    assert losses[1] == pytest.approx(losses[0], rel=1e-9) and losses[1] != losses[0] and len(losses[0]) == 5
+    assert run.encoder.conv1.form == "as_is"  # a form is of the run, not of the weights
+
+
+def test_a_method_without_a_first_convolution_is_refused_another_form_of_it() -> None:
+    with pytest.raises(UsageError, match="train.first_conv=padded: no encoder of this run begins with a 7 x 7 convolution; legal: as_is"):
+        set_form(make("csf"), "padded")
 
 
 class Line(nn.Module):

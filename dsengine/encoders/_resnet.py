@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from dsengine.encoders import Features
 from dsengine.nn.attention import SelfAttention
 from dsengine.nn.norm import GroupedBatchNorm2d as Norm
+from dsengine.nn.stem import FirstConv
 from dsengine.nn.whitening import Whitening
 
 
@@ -64,7 +65,7 @@ class ResNet(nn.Module):
         block, growth = (Bottleneck, 4) if bottleneck else (BasicBlock, 1)
         self.in_channels, self.dim, self.pools = in_channels, 512 * growth, stem == "imagenet"
         self.whitening = Whitening(in_channels) if whiten else nn.Identity()
-        self.conv1 = nn.Conv2d(in_channels, 64, 7, 2, 3, bias=False)
+        self.conv1 = FirstConv(in_channels)
         self.bn1 = Norm(64)
         self.layer1 = _layer(block, 64, 64, blocks[0], stride=1)
         self.layer2 = _layer(block, 64 * growth, 128, blocks[1], stride=2)

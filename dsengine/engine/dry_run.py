@@ -23,6 +23,7 @@ from dsengine.engine.precision import place, view_dtype
 from dsengine.engine.step import Step
 from dsengine.engine.train import fresh_method
 from dsengine.nn.norm import set_groups
+from dsengine.nn.stem import set_form
 
 _LIKE_REFERENCE = 7.6  # bytes moved for each byte kept for backward: ResNet18-Attn with BatchNorm, addition and ReLU in one pass, 158 MB for 20.8 MB
 _REACHED = 0.8  # of compute and memory one after the other: published ResNet50 trainings reach 0.77 (8 H100) and 0.85 (A100)
@@ -141,6 +142,7 @@ def _timed(config: RunConfig, corpus: Corpus | SeriesCorpus, method: nn.Module, 
     group = config.train.bn_group if config.train.bn_group != "global" else 1
     rows = min(max(_TIMED, group), config.train.micro_batch or config.train.batch_size // config.device.procs)
     set_groups(method, config.train.bn_group, rows)
+    set_form(method, config.train.first_conv)
     like = _batch_like(config, corpus, rows)
     batch = like._replace(views=tuple(torch.randn(x.shape, dtype=torch.float32).to(x.dtype).contiguous(memory_format=_form(x)) for x in like.views),
                           sample_id=torch.arange(rows), label=None if like.label is None else torch.zeros(like.label.shape, dtype=like.label.dtype))
@@ -157,6 +159,7 @@ def _timed(config: RunConfig, corpus: Corpus | SeriesCorpus, method: nn.Module, 
 def _fresh(config: RunConfig, corpus: Corpus | SeriesCorpus, *, rows: int) -> nn.Module:
     method = place(fresh_method(config, corpus.bands), config.train.precision, torch.device("cpu"))
     set_groups(method, config.train.bn_group, rows)
+    set_form(method, config.train.first_conv)
     return method
 
 

@@ -22,6 +22,7 @@ from dsengine.engine.step import forward
 from dsengine.engine.train import fresh_method
 from dsengine.errors import RunError
 from dsengine.nn.norm import set_groups
+from dsengine.nn.stem import set_form
 
 TOLERANCE = {"fp64": 1e-9, "fp32": 1e-3, "fp16": 5e-2, "bf16": 5e-2}  # of the loss, relative; another order of sums, another device
 
@@ -103,6 +104,7 @@ def _method(captured: Captured, precision: str) -> nn.Module:
         method = place(fresh_method(config, contract.bands), precision, torch.device("cpu"))
         method.load_state_dict(captured.weights)
         set_groups(method, config.train.bn_group, len(captured.batch.sample_id))
+        set_form(method, config.train.first_conv)
     except (KeyError, TypeError, RuntimeError, ValueError) as error:
         raise RunError(f"capture {captured.path}: its method cannot be built by this version ({' '.join(str(error).split())})") from error
     return method.train()

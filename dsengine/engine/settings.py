@@ -29,6 +29,7 @@ class TrainConfig:
     seed: int = 0
     precision: Literal["auto", "bf16", "fp16", "fp32", "fp64"] = "auto"  # auto: bf16 where the device computes in it, else fp32
     compile: bool = False  # encoders by torch.compile
+    first_conv: Literal["as_is", "padded", "space_to_depth"] = "as_is"  # another way to compute a ResNet's first convolution, see `nn.stem`
     cuda_graphs: bool = False  # encoders as CUDA graphs, for small batches a GPU
     micro_batch: int | None = None  # samples a rank takes through the encoder at a time, to save memory; the step is the same. None: all of its batch
     # Samples of one view that share BatchNorm statistics; global: all, over all ranks. None: at most 128, of a rank's pass.

@@ -37,6 +37,7 @@ from dsengine.engine.usage import usage
 from dsengine.errors import RunError, Stopped, UsageError, nearest
 from dsengine.methods import Method, build_method, inputs
 from dsengine.nn.norm import running_statistics, set_groups
+from dsengine.nn.stem import set_form
 
 
 def train(config: RunConfig, run: Path, *, world: World, device: torch.device, resume: bool) -> None:
@@ -54,6 +55,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
     whitening = whiten.measure(config, corpus) if saved is None else {}
     method = place(fresh_method(config, corpus.bands, contract=contract if saved is None else None, whitening=whitening), setting.precision, device)
     set_groups(method, setting.bn_group, setting.micro_batch or setting.batch_size // world.size, world=world)
+    set_form(method, setting.first_conv)
     if setting.compile:
         compile_encoders(method)
     optimizer = optim.make_optimizer(method, setting)
