@@ -74,7 +74,8 @@ def test_waiting_for_data_is_told_with_what_to_do_about_it() -> None:
     advice = alarms.advice(kept="none", kept_why="8.0 GB, more than half of the 9.0 GB free", threads=1, prefetch=2, device="cpu")
     assert "data.resident=ram" in advice and "8.0 GB" in advice and "data.prefetch=4" in advice and "--profile" in advice
     assert "resident" not in alarms.advice(kept="ram", kept_why="", threads=1, prefetch=2, device="cpu")
-    assert "data.prefetch=2 (now 0, best unless" in alarms.advice(kept="ram", kept_why="", threads=1, prefetch=0, device="cpu")
+    assert "if it is the disk that is slow, data.prefetch=2" in alarms.advice(kept="ram", kept_why="", threads=1, prefetch=0, device="cpu")
+    assert "read further ahead, data.prefetch=2 (now 0)" in alarms.advice(kept="ram", kept_why="", threads=1, prefetch=0, device="cuda")
 
     def records(*waits: float) -> list[dict]:
         return [{"step": k + 1, "loss": 1.0, "samples_per_s": 100.0, "data_wait": wait} for k, wait in enumerate(waits)]

@@ -99,6 +99,7 @@ def test_more_gpus_than_there_are_says_how_many_there_are(capsys: pytest.Capture
     ("train.warmup_steps=-3", ["train.warmup_steps=-3"]),
     ("train.lr=.inf", ["train.lr", ".inf"]),
     ("data.prefetch=-1", ["data.prefetch=-1"]),
+    ("train.first_conv=fast", ["train.first_conv", "fast", "as_is"]),
     ("data.resident=gpu", ["resident: 'gpu' on a CPU", "auto, ram, none"]),
     ("data.resident=disk", ["data.resident", "disk", "auto"]),
     ("data.timeout_s=0", ["data.timeout_s=0"]),
@@ -171,7 +172,7 @@ def test_a_run_leaves_what_it_promises_and_says_where(finished: Path, capsys: py
     last = read_metrics(finished)[-1]
     assert {"step", "epoch", "loss", "lr", "samples_per_s", "data_wait", "heldout_loss"} <= set(last)
     settings = yaml.safe_load((finished / "config.yaml").read_text())
-    open_ended = {"max_steps", "where", "micro_batch", "knn_epochs", "knn_label", "capture_step"}
+    open_ended = {"max_steps", "where", "micro_batch", "knn_epochs", "knn_label", "capture_step", "async_save", "prefetch"}
     assert all(v is not None for section in ("train", "data") for k, v in settings[section].items() if k not in open_ended)
 
 

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
+import dsengine
 from dsengine.corpus.schema import Band, Contract
-from dsengine.engine import checkpoint
+from dsengine.engine import checkpoint, train
 from dsengine.engine.saver import Saver
 from dsengine.errors import RunError
 
@@ -24,8 +25,8 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def _saver(run: Path, keep: int = 2) -> Saver:
-    return Saver(run, beside=True, keep=keep, config={"a": 1}, contract=CONTRACT, inputs={})
+def _saver(run: Path, keep: int = 2, *, beside: bool = True) -> Saver:
+    return Saver(run, beside=beside, keep=keep, config={"a": 1}, contract=CONTRACT, inputs={})
 
 
 def _parts() -> tuple[nn.Module, torch.optim.Optimizer]:
@@ -47,6 +48,37 @@ def _start(saver: Saver, step: int, parts: tuple, heldout_loss: float | None = N
 
 def _names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").glob("step-*"))
+
+
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_run_that_waits_has_its_checkpoint_when_it_goes_on_and_one_that_does_not_has_it_later(
+        run: Path, monkeypatch: pytest.MonkeyPatch, beside: bool) -> None:
+    go, real = threading.Event(), checkpoint.write
+    monkeypatch.setattr(checkpoint, "write", lambda *a, **k: (go.wait(0.2 if not beside else 20), real(*a, **k)))
+    with _saver(run, beside=beside) as saver:
+        _start(saver, 1, _parts())
+        assert _names(run) == ([] if beside else ["step-00000001"])
+        go.set()
+    assert _names(run) == ["step-00000001"]
+
+
+def test_what_goes_wrong_in_a_checkpoint_that_is_waited_for_is_raised_at_once(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise RunError("no room")
+
+    monkeypatch.setattr(checkpoint, "write", full)
+    with _saver(run, beside=False) as saver, pytest.raises(RunError, match="no room"):
+        _start(saver, 1, _parts())
+
+
+@pytest.mark.parametrize("asked, waits", [(None, True), (False, True), (True, False)])
+def test_a_run_on_a_cpu_waits_for_its_checkpoints_unless_it_is_told_not_to(small_corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+                                                                          asked: bool | None, waits: bool) -> None:
+    made = []
+    monkeypatch.setattr(train, "Saver", lambda *a, **k: made.append(k["beside"]) or Saver(*a, **k))
+    dsengine.train(corpus=str(small_corpus), out=str(tmp_path / "run"), device={"gpus": 0}, encoder="workers.tiny_encoder", data={"size": 16},
+                   train={"batch_size": 8, "max_steps": 1, "heldout_samples": 2, "precision": "fp32", "async_save": asked})
+    assert made == [not waits]
 
 
 def test_what_is_written_is_the_state_of_the_moment_of_the_start_however_late_the_writing(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -118,9 +118,12 @@ def test_a_run_with_another_first_convolution_learns_what_it_learns_as_it_is(for
     assert run.encoder.conv1.form == "as_is"  # a form is of the run, not of the weights
 
 
-def test_a_method_without_a_first_convolution_is_refused_another_form_of_it() -> None:
+def test_a_method_without_a_first_convolution_is_refused_another_form_of_it_before_a_folder_is_made(small_corpus: Path, tmp_path: Path) -> None:
+    assert not any(isinstance(layer, FirstConv) for layer in make("csf").modules())
     with pytest.raises(UsageError, match="train.first_conv=padded: no encoder of this run begins with a 7 x 7 convolution; legal: as_is"):
-        set_form(make("csf"), "padded")
+        dsengine.train(corpus=str(small_corpus), out=str(tmp_path / "run"), device={"gpus": 0}, encoder="workers.tiny_encoder", data={"size": 16},
+                       train={"first_conv": "padded", "batch_size": 8})
+    assert not (tmp_path / "run").exists()
 
 
 class Line(nn.Module):

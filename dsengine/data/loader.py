@@ -107,6 +107,11 @@ class Loader:
         return self._pace.tier
 
     @property
+    def prefetch(self) -> int:
+        """Batches made ahead of the consumer."""
+        return self._pace.prefetch
+
+    @property
     def steps_per_epoch(self) -> int:
         """Global batches in an epoch."""
         return order.steps_per_epoch(len(self._plan.rows), self._plan.global_batch)
@@ -238,7 +243,9 @@ def produce(plan: LoadPlan, steps: Iterator[order.Step], *, pace: Pace, level: f
     # Batches ahead, the one being made, the consumer's, and its last one until the next is in its hands; a block a view at most.
     ring = Ring((pace.prefetch + 3) * len(plan.views)) if plan.device.type == "cpu" else None
     labels = None if plan.label is None else LabelReader(plan.corpus, plan.label)
-    with open_kept(plan.layouts, plan.pool, pace.tier, max_batch=most, num_threads=pace.num_threads, device=plan.device) as pipeline:
+    with torch.cuda.stream(stream) if stream else nullcontext():  # what is kept is allocated where it is written
+        kept = open_kept(plan.layouts, plan.pool, pace.tier, max_batch=most, num_threads=pace.num_threads, device=plan.device)
+    with kept as pipeline:
         for step in steps:
             yield make(plan, pipeline, step, level=level, stream=stream, memory=ring, labels=labels)  # no name holds it: it is the consumer's
 

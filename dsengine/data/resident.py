@@ -174,7 +174,7 @@ class ResidentPipeline:
         added = self._add(fresh) if len(fresh) else ()
         yield added if fresh is absent else self._store.get(self._place[at])
         if self._count == len(self._rows) and self._source is not None:
-            self._source = None  # its slabs and threads have done their work
+            self._source = None  # its threads, tables and slabs have done their work
             self._open.close()
 
     def _add(self, fresh: np.ndarray) -> tuple[Tensor, ...]:

@@ -90,8 +90,10 @@ def advice(*, kept: str, kept_why: str, threads: int, prefetch: int, device: str
         tips.append(f"keep decoded patches in memory, data.resident=ram{' or gpu' if device == 'cuda' else ''} (now none: {kept_why})")
     if threads < cores:
         tips.append(f"more threads, data.threads={cores} (now {threads})")
-    if prefetch < 4:
-        tips.append(f"read further ahead, data.prefetch={max(2, 2 * prefetch)} (now {prefetch}{'' if prefetch else ', best unless files come slowly'})")
+    if prefetch == 0 and device == "cpu":
+        tips.append("if it is the disk that is slow, data.prefetch=2 (now 0, as loading and training share the cores)")
+    elif prefetch < 4:
+        tips.append(f"read further ahead, data.prefetch={max(2, 2 * prefetch)} (now {prefetch})")
     tips.append("fewer jitters and warps, or smaller crops" if device == "cuda" else "`--profile` shows which part of loading it is")
     return "; ".join(tips)
 

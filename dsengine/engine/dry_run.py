@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dsengine.config import RunConfig
 from dsengine.corpus import Corpus, SeriesCorpus, open_corpus
 from dsengine.data.labels import label_tables
+from dsengine.data.prefetch import batches_ahead
 from dsengine.data.sample import Batch, View, num_channels, sized
 from dsengine.engine import estimate, launch, plan
 from dsengine.engine.optim import make_optimizer
@@ -54,6 +55,7 @@ class Planned(NamedTuple):
     steps: int
     per_epoch: int
     batch_bytes: int  # views of one rank's batch
+    ahead: int  # such batches made ahead of the step
     weight_bytes: int  # parameters and buffers
     gradient_bytes: int
     optimizer_bytes: int
@@ -69,7 +71,7 @@ class Planned(NamedTuple):
         return {"weights": self.weight_bytes, "gradients": self.gradient_bytes, "optimiser": self.optimizer_bytes,
                 # Gradients are counted on their own line, and are among what the backward pass makes.
                 "activations and temporaries": max(self.cost.peak_bytes - self.gradient_bytes, self.cost.saved_bytes),
-                "batches": self.batch_bytes * (self.config.data.prefetch + 3)}
+                "batches": self.batch_bytes * (self.ahead + 3)}
 
 
 def planned(config: RunConfig, *, resume: bool = False) -> Planned:
@@ -105,13 +107,14 @@ def _counted(config: RunConfig, corpus: Corpus | SeriesCorpus, *, kind: str, ran
     gradients, moments = sum(map(_bytes, trainable)), {"adam": 2, "adamw": 2}.get(train.optimizer, 1)
     gathers = estimate.collectives_of(_fresh(config, corpus, rows=size), batch, precision=train.precision, ranks=ranks) if ranks > 1 else ()
     rows = len(corpus.rows("train", config.data.where))
+    ahead = batches_ahead(on_cpu=kind == "cpu", local=isinstance(corpus.path, Path)) if config.data.prefetch is None else config.data.prefetch
     if kind == "cpu":
         rate, basis = _timed(config, corpus, method, optimizer)
         rates = {"this CPU": rate * config.device.nodes}
     else:
         rates, basis = {name: ranks * rate for name, rate in _by_roofline(cost, size, train.precision).items()}, _ROOFLINE
     return Planned(config, kind, ranks, plan.total_steps(train, rows // train.batch_size), rows // train.batch_size,
-                   local // size * sum(map(_bytes, batch.views)), sum(map(_bytes, [*method.parameters(), *method.buffers()])), gradients,
+                   local // size * sum(map(_bytes, batch.views)), ahead, sum(map(_bytes, [*method.parameters(), *method.buffers()])), gradients,
                    gradients * moments, cost, passes, tuple(estimate.buckets(trainable)) if ranks > 1 else (), gathers, rates, basis)
 
 

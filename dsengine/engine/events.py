@@ -6,6 +6,8 @@
 import os
 import socket
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
@@ -18,8 +20,7 @@ class EventFile:
 
     def __init__(self, folder: Path, *, first_step: int) -> None:
         folder.mkdir(exist_ok=True)
-        self._path = folder / f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}"  # read in the order of their names
-        self._file = open(self._path, "wb")
+        self._file = open(folder / f"events.out.tfevents.{time.time():017.6f}.{socket.gethostname()}.{os.getpid()}", "wb")  # read in the order of names
         self._records = RecordWriter(self._file)
         self._add(Event(step=first_step, file_version="brain.Event:2"))
         self._add(Event(step=first_step, session_log=SessionLog(status=SessionLog.START)))
@@ -35,5 +36,16 @@ class EventFile:
 
     def _add(self, event: Event) -> None:
         event.wall_time = time.time()
-        self._records.write(event.SerializeToString())
-        self._file.flush()
+        with named(self._file.name):
+            self._records.write(event.SerializeToString())
+            self._file.flush()
+
+
+@contextmanager
+def named(path: str) -> Iterator[None]:
+    """Writing to an open file: its OSError is given the name that the system leaves out."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or path
+        raise

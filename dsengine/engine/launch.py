@@ -36,6 +36,7 @@ from dsengine.engine.history import noted
 from dsengine.engine.train import fresh_method, train
 from dsengine.errors import RunError, Stopped, UsageError
 from dsengine.methods import corpus_kind
+from dsengine.nn.stem import set_form
 
 _LOCK, _PART = ".lock", ".config.yaml.part"
 _OURS = {_LOCK, _PART, elastic_beat.FOLDER}  # what a run that was killed before it began may leave
@@ -138,6 +139,7 @@ def checked(config: RunConfig, *, kind: str, ranks: int, resume: bool) -> RunCon
     if config.device.restart_ranks is not None:
         plan.complete(config, corpus, ranks=config.device.restart_ranks, device=torch.device(kind))  # refuses what does not divide
     method = fresh_method(config, corpus.bands, contract=None if resume else contract)
+    set_form(method, config.train.first_conv)
     check_request(corpus, sized(method.views, config.data.size), global_batch=config.train.batch_size,
                   where=config.data.where, device=kind, resident=config.data.resident, ranks=ranks)
     return config

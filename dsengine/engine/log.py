@@ -3,13 +3,14 @@
 import json
 import os
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dsengine.engine.events import EventFile
+from dsengine.engine.events import EventFile, named
 from dsengine.engine.monitor import Monitor
 
 METRICS = "metrics.jsonl"
@@ -53,11 +54,12 @@ class RunLog:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._progress.stop()
-        self._board.close()
-        self._file.close()
-        if self._monitor is not None:
-            self._monitor.close(failed=kind is not None)
+        with ExitStack() as stack:  # all of them, even where a full disk refuses what is left of one
+            stack.callback(self._file.close)
+            stack.callback(self._board.close)
+            if self._monitor is not None:
+                stack.callback(self._monitor.close, failed=kind is not None)
+            stack.callback(self._progress.stop)
 
     def tell(self, monitor: Monitor | None) -> None:
         """Have `monitor` told every record from now on."""
@@ -69,7 +71,8 @@ class RunLog:
 
     def write(self, record: dict) -> None:
         """One object to metrics.jsonl, its numbers to TensorBoard, the loss and rates to the bar."""
-        self._file.write(json.dumps(record) + "\n")
+        with named(self._file.name):
+            self._file.write(json.dumps(record) + "\n")
         self._board.write(record, step=record["step"])
         if self._monitor is not None:
             self._monitor.write(record)

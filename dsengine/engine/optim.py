@@ -23,7 +23,7 @@ def make_optimizer(module: nn.Module, train: TrainConfig) -> torch.optim.Optimiz
 
 
 def groups(module: nn.Module, train: TrainConfig) -> list[dict]:
-    """Parameter groups: those of the method's `param_groups()` if it has one, each split in what is decayed and what is not, where anything is.
+    """Parameter groups: those of the method's `param_groups()` if it has one, each split in what is decayed and what is not.
 
     Vectors and scalars (biases, norms) are not decayed, nor adapted by LARS, unless `train.decay_vectors` asks for it.
     Raises UsageError unless the method's groups hold every trainable parameter once.
@@ -31,14 +31,14 @@ def groups(module: nn.Module, train: TrainConfig) -> list[dict]:
     asked = module.param_groups() if hasattr(module, "param_groups") else [Group(list(module.parameters()))]
     found = []
     for group in asked:
-        alike: dict[tuple, list[nn.Parameter]] = {}  # by weight decay and trust: without either there is one group, and one fused call a step
-        for p in group.params:
-            if p.requires_grad:
-                decays = group.decay and (p.ndim > 1 or train.decay_vectors)
-                alike.setdefault((train.weight_decay * decays, LARS_TRUST * decays if train.optimizer == "lars" else None), []).append(p)
-        for (decay, trust), members in alike.items():
-            found.append({"params": members, "weight_decay": decay, "lr_scale": group.lr_scale, "scheduled": group.scheduled,
-                          **({} if trust is None else {"eta": trust})})
+        trainable = [p for p in group.params if p.requires_grad]
+        for is_vector in (False, True):
+            members = [p for p in trainable if (p.ndim <= 1) == is_vector]
+            decays = group.decay and (not is_vector or train.decay_vectors)
+            settings = {"params": members, "weight_decay": train.weight_decay if decays else 0.0, "lr_scale": group.lr_scale, "scheduled": group.scheduled}
+            if train.optimizer == "lars":
+                settings["eta"] = LARS_TRUST if decays else 0.0
+            found += [settings] if members else []
     _check_all_once(module, [p for group in found for p in group["params"]])
     return found
 

@@ -3,7 +3,6 @@
 import math
 import os
 from dataclasses import replace
-from pathlib import Path
 
 import torch
 
@@ -11,7 +10,6 @@ from dsengine import methods, plugin
 from dsengine.config import RunConfig
 from dsengine.corpus import Corpus, SeriesCorpus
 from dsengine.data.labels import label_tables
-from dsengine.data.prefetch import batches_ahead
 from dsengine.data.sample import default_crop
 from dsengine.engine import knn_probe, monitor
 from dsengine.engine.profile import NEEDED
@@ -48,15 +46,13 @@ def complete(config: RunConfig, corpus: Corpus | SeriesCorpus, *, ranks: int, de
         raise UsageError(f"train.cuda_graphs=true: takes a GPU, this run is on {device.type}; legal: false")
     steps = rows // batch
     train = replace(train, batch_size=batch, bn_group=group, precision=_precision(train.precision, device),
-                    log_steps=_given(train.log_steps, max(1, steps // 10)), checkpoint_steps=_given(train.checkpoint_steps, steps),
-                    async_save=_given(train.async_save, device.type == "cuda"))
+                    log_steps=_given(train.log_steps, max(1, steps // 10)), checkpoint_steps=_given(train.checkpoint_steps, steps))
     train = replace(train, knn_label=knn_probe.chosen_label(corpus, train.knn_label, every=train.knn_epochs, where=config.data.where))
     monitor.installed(train.monitor)
     if train.profile and total_steps(train, steps) < NEEDED:
         raise UsageError(f"train.profile: takes {NEEDED} steps, this run has {total_steps(train, steps)}; legal: more epochs or train.max_steps")
     cores = len(os.sched_getaffinity(0))
-    data = replace(config.data, size=size, threads=_given(config.data.threads, max(1, min(8, cores // ranks))),
-                   prefetch=_given(config.data.prefetch, batches_ahead(on_cpu=device.type == "cpu", local=isinstance(corpus.path, Path))))
+    data = replace(config.data, size=size, threads=_given(config.data.threads, max(1, min(8, cores // ranks))))
     method = methods.complete(config.method, config.method_config, label_tables(corpus))
     return replace(config, train=train, data=data, method_config=method)
 

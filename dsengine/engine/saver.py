@@ -43,7 +43,7 @@ class Saver:
         """Copy the state as it is now and begin to write it. Waits for the checkpoint before, and for this one unless it goes beside the steps."""
         self.finish()
         state = {"model": method.state_dict(), "optimizer": optimizer.state_dict()}
-        copies = self._copied(state, "")
+        copies = self._copied(state, "") if self._beside or torch.cuda.is_initialized() else state  # which nobody changes while the step waits
         ready = torch.cuda.current_stream().record_event() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
         parts = State(step, copies["model"], copies["optimizer"], dict(loader), heldout_loss)
         self._thread = threading.Thread(target=self._write, args=(parts, ready), name="checkpoint", daemon=True)

@@ -9,7 +9,7 @@ from dsengine.errors import UsageError
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """`train.*`. Where a field may be None, the run decides at its first start and keeps the answer in config.yaml."""
+    """`train.*`. Where a field may be None, the run decides at its first start and keeps the answer in config.yaml, unless each start is to decide."""
 
     epochs: int = 20
     max_steps: int | None = None  # stop after this many steps, if the epochs are not over before
@@ -36,7 +36,7 @@ class TrainConfig:
     bn_group: int | Literal["global"] | None = None
     log_steps: int | None = None  # None: about 10 lines an epoch
     checkpoint_steps: int | None = None  # None: at the end of every epoch
-    # Steps go on while a checkpoint is written: a kill meanwhile costs the interval before it too. None: on a GPU; on a CPU both want the same cores.
+    # Steps go on while a checkpoint is written: a kill meanwhile costs the interval before it too. None: each start decides, on a GPU yes; on a CPU both want the same cores.
     async_save: bool | None = None
     keep_checkpoints: int = 2  # at least 2: the newest may be the one that a crash cut off
     heldout_samples: int = 512  # most samples of the val split that heldout_loss looks at
@@ -79,7 +79,7 @@ class DataConfig:
 
     size: int | None = None  # side of the crops in pixels; None: leaves 16 px of the patch to move in, at most 128
     threads: int | None = None  # reading and decoding threads; None: as many as this process may use, at most 8
-    prefetch: int | None = None  # batches made ahead of the step; None: 2, and on a CPU with local files 0, for there both need the same cores
+    prefetch: int | None = None  # batches made ahead of the step; None: each start decides, 2, but on a CPU with local files 0: both want the same cores
     resident: Literal["auto", "gpu", "ram", "none"] = "auto"  # where patches stay once they are decoded; auto: where half of what is free holds them
     timeout_s: float = 900.0  # a batch that takes longer ends the run
     where: str | None = None  # a condition on index columns, such as "cloud < 0.4 and gap <= 3"; the patches that do not meet it are not there

@@ -111,7 +111,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         if saved is not None and not passed_over and world.rank == 0:
             checkpoint.tidy(run, keep=setting.keep_checkpoints)
 
-        saver = stack.enter_context(Saver(run, beside=setting.async_save, keep=setting.keep_checkpoints, config=configuration.dump(config), contract=contract,
+        saver = stack.enter_context(Saver(run, beside=device.type == "cuda" if setting.async_save is None else setting.async_save, keep=setting.keep_checkpoints, config=configuration.dump(config), contract=contract,
                                           inputs=_described(config, corpus)))
 
         # Loop
@@ -120,7 +120,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         captures = Captures(run=run, config=config, corpus=corpus, views=views, loading=common, world=world, device=device)
         meter, clock = Meter(), Clock(method.encoders, world=world, device=device)
         watch = alarms.Watch(alarms.advice(kept=loader.tier.kind, kept_why=loader.tier.reason, threads=config.data.threads,
-                                           prefetch=config.data.prefetch, device=device.type))
+                                           prefetch=loader.prefetch, device=device.type))
         profiler = stack.enter_context(profile.Profiler(run, method, device=device, world=world)) if setting.profile and world.rank == 0 else None
         batches = loader if profiler is None else profiler.waiting(loader)
         wanted = ""  # why the next step is to be captured

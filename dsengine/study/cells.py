@@ -19,7 +19,7 @@ from dsengine.study.spec import NONE, Entry, Evaluation, Study, Synth
 
 JOINT = frozenset({"crops"})  # evaluations that judge all runs of a seed at once, because they compare them
 # What no figure of a run depends on.
-_FREE = {"data": ("threads", "prefetch", "resident", "timeout_s"), "train": ("log_steps", "checkpoint_steps", "async_save", "keep_checkpoints")}
+_FREE = {"data": ("threads", "prefetch", "resident", "timeout_s"), "train": ("log_steps", "checkpoint_steps", "async_save", "keep_checkpoints", "first_conv")}
 
 
 @dataclass(frozen=True, kw_only=True)
