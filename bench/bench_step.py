@@ -34,6 +34,7 @@ class OneBatch:
 
     steps_per_epoch = 1_000_000
     tier = SimpleNamespace(kind="none", reason="a bench")
+    prefetch = 0
 
     def __init__(self, batch: Batch) -> None:
         self.batch, self.asked, self.times = batch, 0, []

@@ -65,7 +65,7 @@ def corpus(request: pytest.FixtureRequest) -> SeriesCorpus:
 @pytest.fixture(scope="module")
 def loader(corpus: SeriesCorpus) -> Iterator[TableLoader]:
     before, start = _peak_mb(), time.perf_counter()
-    with TableLoader(corpus, BOTH, BATCH, split="all") as made:
+    with TableLoader(corpus, BOTH, BATCH, split="all", prefetch=4) as made:
         print(f"\n{len(corpus):,} rows held ({made.tier.kind}: {made.tier.reason}) in {time.perf_counter() - start:.1f} s; "
               f"peak memory {before:,.0f} -> {_peak_mb():,.0f} MB, {len(corpus) * 96 / 1e6:,.0f} MB of numbers")
         yield made
@@ -141,7 +141,7 @@ def test_batches_of_both_sensors_against(name: str, loader: TableLoader, held: H
 
 def test_batches_with_their_marginals(corpus: SeriesCorpus, benchmark: Callable) -> None:
     """What random feature corruption needs: of every cell one of another row."""
-    with TableLoader(corpus, CORRUPTED, BATCH, split="all") as made:
+    with TableLoader(corpus, CORRUPTED, BATCH, split="all", prefetch=4) as made:
         mine = loader_pass(made, 16)
         mine()
         benchmark.pedantic(mine, rounds=5)

@@ -67,4 +67,5 @@ def test_the_library_needs_neither_a_cuda_library_nor_torch() -> None:
     if shutil.which("ldd") is None:
         pytest.skip("no ldd")
     needed = subprocess.run(["ldd", str(library.library_path())], capture_output=True, text=True, check=True).stdout
-    assert not re.search(r"cuda|torch|c10|python|not found", needed), needed
+    names = re.sub(r"\(0x[0-9a-f]+\)", "", needed)  # an address may read as a name: 0x7fc10...
+    assert not re.search(r"cuda|torch|c10|python|not found", names), needed
