@@ -126,7 +126,7 @@ class HostStore:
 
 
 def _numbers(count: int, *, pinned: bool) -> Tensor:
-    """(count,) int16 of any value. NumPy asks for huge pages, which are filled in at a fifth of the cost of small ones."""
+    """(count,) int16 of any value. NumPy asks for huge pages, which take 512 times fewer faults to fill in."""
     return torch.empty(count, dtype=torch.int16, pin_memory=True) if pinned else torch.from_numpy(np.empty(count, np.int16))
 
 
