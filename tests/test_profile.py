@@ -68,10 +68,14 @@ def test_it_is_refused_where_the_run_is_too_short(small_corpus: Path, tmp_path: 
 
 
 class Slow(nn.Module):
-    """Sleeps where an encoder would compute."""
+    """Sleeps where an encoder would compute, and says for how long: a busy machine wakes it late."""
+
+    slept_s = ()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        before = time.perf_counter()
         time.sleep(0.03)
+        self.slept_s += (time.perf_counter() - before,)
         return x * torch.ones((), requires_grad=True)
 
 
@@ -86,8 +90,9 @@ def test_a_part_that_is_slow_shows_as_such(tmp_path: Path) -> None:
             time.sleep(0.01)
             said = profiler.step_done()
     assert said.startswith("traced 5 steps")
-    parts = profile.read(tmp_path)["parts_s"]
-    assert parts["forward"] == pytest.approx(0.03, rel=0.3) and 0.009 < parts["other"] < 0.03
+    parts, traced_s = profile.read(tmp_path)["parts_s"], method.encoders["all"].slept_s[-profile.TRACED:]
+    # Neither sleep is in the other's part, nor anywhere else; what a busy machine adds is not for a test to bound.
+    assert parts["forward"] > 0.99 * sum(traced_s) / profile.TRACED and parts["other"] > 0.0099
 
 
 def test_the_loader_by_itself_is_timed_in_its_parts(small_corpus: Path) -> None:

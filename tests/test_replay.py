@@ -5,6 +5,7 @@ import math
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -14,8 +15,8 @@ from dsengine import cli
 from dsengine.corpus import open_corpus
 from dsengine.data import order
 from dsengine.data.sample import Batch
-from dsengine.dist import SOLO
-from dsengine.engine import capture, replay
+from dsengine.dist import SOLO, World
+from dsengine.engine import capture, failure, replay
 from dsengine.engine.optim import make_optimizer
 from dsengine.engine.settings import TrainConfig
 from dsengine.engine.step import Step
@@ -135,6 +136,19 @@ def test_two_ranks_leave_one_capture_of_all_rows_and_the_rank_is_named(small_cor
     captured = capture.read(run / "captures" / "step-00000004")
     assert captured.batch.sample_id.tolist() == ids.tolist() and captured.about["ranks"] == 2
     assert [math.isnan(scores["loss"]) for scores in captured.about["scores_by_rank"]] == [False, True]
+
+
+@pytest.mark.parametrize("lies", [True, False])
+def test_every_rank_tells_where_the_capture_lies_because_the_launcher_shows_whichever_ends_first(
+        tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lies: bool) -> None:
+    monkeypatch.setattr(failure, "gather_rows", lambda x, group: torch.tensor([float(lies), 1.0]))
+    monkeypatch.setattr(capture, "scored", lambda scores, world: [{"loss": 1.0}, {"loss": math.nan}])
+    second = World(rank=1, size=2, group=None)
+    at = order.Step(step=3, epoch=0, ids=np.arange(16))
+    captures = failure.Captures(run=tmp_path, config=None, corpus=None, views=(), loading={}, world=second, device=torch.device("cpu"))
+    message = str(captures.failed([3], [(at, {"loss": torch.tensor(math.nan)})], None, method=torch.nn.Linear(1, 1)))
+    assert "sample ids: 8, 9, 10, 11, 12, 13, 14, 15; " in message
+    assert (f"`dsengine replay {tmp_path / 'captures' / 'step-00000004'}`" if lies else "no capture: rank 0 could not write it") in message
 
 
 def test_a_step_of_two_ranks_replays_on_one_to_rounding(ranks: tuple[str, Path]) -> None:

@@ -43,16 +43,18 @@ class Captures:
         at, scores = next((at, scores) for at, scores in taken if at.step == withheld[0])
         by_rank = capture.scored(scores, self.world)
         why = capture.blame(by_rank)
-        where = ""
+        refused = ""
         if self.world.rank == 0:
             try:
-                where = f"; `dsengine replay {self._write(at, batch, by_rank, capture.weights_of(method), why)}` shows where it began"
+                self._write(at, batch, by_rank, capture.weights_of(method), why)
             except (RunError, UsageError, OSError) as error:
-                where = f"; no capture: {error}"
-        gather_rows(torch.zeros(1, device=self.device), self.world.group)  # a rank that ended now would take the writer with it
+                refused = str(error)
+        # A rank that ended now would take the writer with it, and the launcher shows the words of whichever rank ends first: all have the same.
+        lies = bool(gather_rows(torch.tensor([float(not refused)], device=self.device), self.world.group)[0])
+        where = f"`dsengine replay {capture.folder(self.run, at.step)}` shows where it began" if lies else f"no capture: {refused or 'rank 0 could not write it'}"
         ids = at.ids[order.local_slice(len(at.ids), self._culprit(by_rank), self.world.size)]
         return RunError(f"{why}: not finite at step {at.step + 1}, epoch {at.epoch + 1}; the update was withheld, the weights are good; "
-                        f"sample ids: {', '.join(map(str, ids[:_SHOWN]))}{', ...' if len(ids) > _SHOWN else ''}{where}")
+                        f"sample ids: {', '.join(map(str, ids[:_SHOWN]))}{', ...' if len(ids) > _SHOWN else ''}; {where}")
 
     def _culprit(self, by_rank: list[dict[str, float]]) -> int:
         return next((rank for rank, scores in enumerate(by_rank) if not all(map(math.isfinite, scores.values()))), 0)
