@@ -1,7 +1,6 @@
 """What every method learns, by a linear probe of its frozen features; planted failures; fifty steps on real imagery. Results: docs/methods.md."""
 
 import sys
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import learning_cases as cases  # noqa: E402
+from archives import unpack  # noqa: E402
 from probe import advantage, compare, probe, taught, untrained  # noqa: E402
 
 import dsengine
@@ -130,8 +130,7 @@ def real(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, pairs = tmp_path_factory.mktemp("real"), sample_data / "pairs"
     for archive, into in (("ssl4eo_s12/0000200.tar.gz", "ssl"), ("bigearthnet/BigEarthNet-S2-Example.tar.bz2", "ben"),
                           ("bigearthnet/BigEarthNet-S1-Example.tar.bz2", "ben")):
-        with tarfile.open(pairs / archive) as file:
-            file.extractall(folder / into, filter="data")
+        unpack(pairs / archive, folder / into)
     mesh = pairs / "terramesh"
     build(folder / "tm", "geotiff", "--s2", f"{mesh}/S2L2A/*.tif", "--s1", f"{mesh}/S1RTC/*.tif", "--size", "120", "--stride", "48")
     build(folder / "ssle", "ssl4eo_s12", "--root", str(folder / "ssl"), "--level", "l2a", "--seasons", "all")

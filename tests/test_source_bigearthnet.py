@@ -2,13 +2,16 @@
 
 import argparse
 import json
-import tarfile
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 import zarr
+
+sys.path.insert(0, str(Path(__file__).parent))
+import archives  # noqa: E402
 
 from dsengine.corpus import Corpus, open_corpus
 from dsengine.corpus.commands import add_parser
@@ -36,8 +39,7 @@ def build(root: Path, out: Path, *extra: str) -> Corpus:
 
 def unpack(data: Path, root: Path) -> Path:
     for sensor, name in (("S1", "BigEarthNet-S1-v1.0"), ("S2", "BigEarthNet-v1.0")):
-        with tarfile.open(data / f"BigEarthNet-{sensor}-Example.tar.bz2") as archive:
-            archive.extractall(root, filter="data")
+        archives.unpack(data / f"BigEarthNet-{sensor}-Example.tar.bz2", root)
         (root / f"BigEarthNet-{sensor}-Example").rename(root / name)
     return root
 

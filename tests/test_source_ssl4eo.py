@@ -3,13 +3,16 @@
 import argparse
 import json
 import shutil
-import tarfile
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import rasterio
 import zarr
+
+sys.path.insert(0, str(Path(__file__).parent))
+from archives import unpack  # noqa: E402
 
 from dsengine.corpus import Corpus, open_corpus
 from dsengine.corpus.commands import add_parser
@@ -36,8 +39,7 @@ def build(root: Path, out: Path, *extra: str) -> Corpus:
 def release(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The sample, read only."""
     root = tmp_path_factory.mktemp("ssl4eo")
-    with tarfile.open(sample_data / "pairs" / "ssl4eo_s12" / "0000200.tar.gz") as archive:
-        archive.extractall(root, filter="data")
+    unpack(sample_data / "pairs" / "ssl4eo_s12" / "0000200.tar.gz", root)
     return root
 
 
