@@ -3,7 +3,7 @@
     python study_stand_in.py CALLS ARGV...     the command itself; needs the standard library alone
     python study_stand_in.py study FILE OUT CALLS      a study with it, as a process that can be killed
 
-What fails or takes its time is said by the names of runs and folders: a part `bad` fails, a part `slow` takes a minute unless it is resumed.
+What fails or takes its time is said by the names of runs and folders: a part `bad` fails, `resnet18-slow` takes a minute unless it is resumed.
 """
 
 import json
@@ -28,7 +28,7 @@ def stand_in(calls: Path, argv: list[str]) -> int:
         return 1
     if argv[0] == "train":
         (out / "config.yaml").write_text("{}")
-        if "-slow-" in out.name and "--resume" not in argv:
+        if out.name.startswith("resnet18-slow-") and "--resume" not in argv:
             time.sleep(60)
         (out / "checkpoints").mkdir(exist_ok=True)
     else:
