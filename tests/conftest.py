@@ -8,9 +8,32 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
+
+# Workers of pytest-xdist share the cores: one thread each, here and in what their tests start, or OpenMP's threads wait for each other.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch  # noqa: E402  (reads the variable above)
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+class ShownAtOnce:
+    """What fails is printed when it fails: a run that is stopped never comes to pytest's summary."""
+
+    def __init__(self, terminal: pytest.TerminalReporter) -> None:
+        self._terminal = terminal
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        if report.failed:
+            self._terminal.write_line(f"\nFAILED {report.nodeid} ({report.when})\n{report.longreprtext[-4000:]}", red=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers of pytest-xdist have no terminal, and tell the process that has one."""
+    if (terminal := config.pluginmanager.get_plugin("terminalreporter")) is not None:
+        config.pluginmanager.register(ShownAtOnce(terminal))
 
 
 @pytest.fixture(scope="session")
