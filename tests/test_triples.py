@@ -1,6 +1,7 @@
 """Triples: who is drawn, how often, and what the loader makes of it, against distances and frequencies computed here."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +18,7 @@ from dsengine.data.reference import ReferenceLoader
 from dsengine.data.sample import View
 from dsengine.data.triples import Triples
 from dsengine.errors import UsageError
+from dsengine.methods._two_views import TwoViews
 
 RADIUS_KM, EPOCHS = 111.2, 4000
 VIEWS = (View(size=32), View(size=32, of="neighbour"), View(size=32, of="distant"))
@@ -184,3 +186,33 @@ def test_tile2vec_trains_and_its_presets_build(corpus: Corpus, tmp_path: Path) -
     assert {"active", "feature_rank", "heldout_loss"} <= run.metrics[-1].keys()
     method = dsengine.build_method("t2v", encoder=dsengine.build_encoder("resnet18"), preset="parity")
     assert method.config.per_cell and method.views[1].scale_km == -1
+
+
+@pytest.mark.parametrize("name, settings", [("simclr", {}), ("byol", {"hidden": 32, "pair": "bands"}), ("simsiam", {"dim": 32, "hidden": 8})])
+def test_methods_of_two_views_train_on_a_patch_and_its_neighbour(corpus: Corpus, tmp_path: Path, name: str, settings: dict) -> None:
+    run = dsengine.train(method={"name": name, "second": "neighbour", "scale_km": 5.0, **settings}, encoder="resnet18", corpus=str(corpus.path),
+                         out=str(tmp_path / "run"), device={"gpus": 0}, train={"max_steps": 2, "batch_size": 8, "precision": "fp32"}, data={"size": 32})
+    assert np.isfinite([run.metrics[-1]["loss"], run.metrics[-1]["heldout_loss"]]).all()
+    encoder = dsengine.build_encoder("resnet18", 1 if "pair" in settings else 14)
+    first, second = dsengine.build_method(name, encoder=encoder, second="neighbour", scale_km=5.0, **settings).views
+    assert (first.of, second.of, second.scale_km) == ("itself", "neighbour", 5.0) and first.augment == second.augment
+
+
+def test_a_warped_view_of_a_neighbour_is_that_of_the_slow_loader(corpus: Corpus) -> None:
+    views = TwoViews(second="neighbour", rotation=15.0).views()
+    views = tuple(replace(view, size=16) for view in views)
+    reference = ReferenceLoader(corpus, views, 8, split="all", seed=2, level=1.0)
+    with Loader(corpus, views, 8, split="all", seed=2, level=1.0) as loader:
+        for step in range(2):
+            got, expected = next(loader), reference.batch(step)
+            for a, b in zip(got.views, expected.views, strict=True):
+                assert (a - b).abs().max() <= 1e-4 * b.abs().max()
+
+
+def test_a_neighbour_without_a_table_or_a_scale_is_refused(small_corpus: Path) -> None:
+    with pytest.raises(UsageError, match="dsengine corpus neighbours"):
+        Loader(open_corpus(small_corpus), TwoViews(second="neighbour").views(), 8)
+    with pytest.raises(UsageError, match="scale_km=0"):
+        TwoViews(second="neighbour", scale_km=0)
+    with pytest.raises(UsageError, match="of='near'"):
+        TwoViews(second="near")
