@@ -45,6 +45,7 @@ class Archive:
 
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True  # else a body waits 40 ms for its head to be acknowledged
     archive: Archive
 
     def log_message(self, *args: object) -> None:
