@@ -261,3 +261,17 @@ def test_batches_of_the_loader_on_the_gpu_hold_the_pixels_of_the_cpu(small_corpu
             assert torch.equal(a.sample_id.cpu(), b.sample_id)
             for x, y in zip(a.views, b.views, strict=True):
                 assert (x.cpu() - y).abs().max() <= 1e-4 * y.abs().max()
+
+
+@needs_gpu
+@pytest.mark.parametrize("kept", ["gpu", "ram"])
+def test_kept_patches_give_the_batches_of_those_that_are_read_bitwise(small_corpus: Path, kept: str) -> None:
+    if not build_info()["cuda"]:
+        pytest.skip("dsengine was built without CUDA")
+    views = [View(size=20), View(size=13, bands=("B03", "B06", "VH"))]
+    common = dict(split="all", device="cuda", seed=5)
+    with (loader.Loader(open_corpus(small_corpus), views, 16, resident=kept, **common) as ours,
+          loader.Loader(open_corpus(small_corpus), views, 16, resident="none", **common) as read):
+        for _ in range(2 * read.steps_per_epoch + 1):  # the first epoch fills the tier, the second lives on it
+            a, b = next(ours), next(read)
+            assert torch.equal(a.sample_id, b.sample_id) and all(torch.equal(x, y) for x, y in zip(a.views, b.views, strict=True))
