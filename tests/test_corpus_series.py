@@ -161,7 +161,7 @@ def test_wrong_requests_end_in_one_line(built: Path, tmp_path: Path, capsys: pyt
             wrong()
     assert main(["train", "--corpus", str(built), "--out", str(tmp_path / "run")]) == 2
     err = capsys.readouterr().err
-    assert "is for image patches" in err and "holds series" in err
+    assert "method csf takes patches" in err and "holds series; legal: scarf, simclr, supervised" in err and len(err.splitlines()) == 1
 
 
 def test_a_split_by_place_needs_places_and_one_by_column_keeps_groups(tmp_path: Path) -> None:

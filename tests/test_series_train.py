@@ -110,4 +110,4 @@ def test_methods_of_tables_bring_corpus_and_encoder_of_their_own(tmp_path: Path,
 
 def test_images_are_refused_by_a_method_of_tables(small_corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     assert cli.main(["train", "--method", "scarf", "--corpus", str(small_corpus), "--out", str(tmp_path / "run"), "--gpus", "0"]) == 2
-    assert "of='marginals'" in (err := capsys.readouterr().err) and "legal: a corpus of pixels or series" in err and not (tmp_path / "run").exists()
+    assert "method scarf takes pixels or series" in (err := capsys.readouterr().err) and "holds patches; legal: byol, csf" in err and not (tmp_path / "run").exists()

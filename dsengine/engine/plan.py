@@ -30,6 +30,7 @@ def choose_device(gpus: int | None) -> tuple[str, int]:
 
 def complete(config: RunConfig, corpus: Corpus | SeriesCorpus, *, ranks: int, device: torch.device) -> RunConfig:
     """`config` with nothing left open in `train` and `data`; UsageError where the numbers do not fit."""
+    _check_method(config.method, corpus)
     size = _crop(config.data.size, corpus)
     _check_encoders(config, corpus)
     rows = len(corpus.rows("train", config.data.where))
@@ -67,6 +68,13 @@ def _crop(size: int | None, corpus: Corpus | SeriesCorpus) -> int | None:
     if size > corpus.patch_size:
         raise UsageError(f"data.size={size} does not fit the corpus's patches of {corpus.patch_size} px")
     return size
+
+
+def _check_method(name: str, corpus: Corpus | SeriesCorpus) -> None:
+    """UsageError for a method that cannot learn from what the corpus holds."""
+    if corpus.kind not in methods.takes(name):
+        legal = [other for other in plugin.names("dsengine.methods") if corpus.kind in methods.takes(other)]
+        raise UsageError(f"method {name} takes {' or '.join(methods.takes(name))}, and {corpus.path} holds {corpus.kind}; legal: {', '.join(legal)}")
 
 
 def _check_encoders(config: RunConfig, corpus: Corpus | SeriesCorpus) -> None:

@@ -4,7 +4,8 @@ A file defines a frozen `Config`, one `Method` and `build(config, encoders) -> M
 - `inputs(config) -> {encoder's name: View}`: the encoders it wants, each with a view that it must be able to read (default: one,
   "all", of every band);
 - `complete(config, labels) -> Config`: fills what a run leaves open (None) from the label tables of the corpus;
-- `KIND = "pixels"` or `"series"`: what it is for, where that is not patches; decides the corpus of a run that names none;
+- `TAKES = ("patches",)`, of patches, pixels, series: the corpora that it can learn from (default: it refuses none); the first is that of a run
+  that names none;
 - `PRESETS = {name: {setting: value}}`: chosen by the setting `preset`, under any setting that is given itself.
 """
 
@@ -94,8 +95,13 @@ def complete(name: str, config: Any, labels: "Mapping[str, Labels]") -> Any:
 
 
 def corpus_kind(name: str) -> str:
-    """What the method `name` is for: patches, pixels or series."""
-    return getattr(plugin.find(__name__, name), "KIND", "patches")
+    """What the corpus of a run of the method `name` holds, where it names none: patches, pixels or series."""
+    return takes(name)[0]
+
+
+def takes(name: str) -> tuple[str, ...]:
+    """What corpora may hold for the method `name` to learn from them."""
+    return getattr(plugin.find(__name__, name), "TAKES", ("patches", "pixels", "series"))
 
 
 def map_of(features: "Features", name: str) -> Tensor:

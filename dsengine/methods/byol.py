@@ -29,6 +29,7 @@ from dsengine.nn.collapse import spread
 from dsengine.nn.ema import follow_, follower, tau_at
 from dsengine.nn.heads import mlp
 
+TAKES = ("patches",)
 PRESETS = {
     "parity": {"pair": "bands", "hidden": 4096, "out": 256, "tau": 0.99, "tau_schedule": "constant"},
     "parity_baseline": {"pair": "bands", "hidden": 256, "out": 128, "tau": 0.99, "tau_schedule": "constant"},

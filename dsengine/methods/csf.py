@@ -33,6 +33,7 @@ from dsengine.methods import Method, by_view, map_of
 from dsengine.nn import noise
 from dsengine.nn.collapse import spread
 
+TAKES = ("patches",)
 PRESETS = {
     "parity": {"per_cell": True, "distance": "l1", "margin": 0.1, "normalize": False},
     "swope": {"loss": "nce", "band_dropout": (0.0, 0.66), "jitters": (1, 1), "jitter_strength": (0.25, 0.25), "shift_px": (32, 32),

@@ -27,7 +27,7 @@ from dsengine.nn.collapse import spread
 from dsengine.nn.heads import mlp
 
 PRESETS = {"parity": {"rate": 0.2, "temperature": 0.07, "hidden": 256, "out": 256}}
-KIND = "pixels"
+TAKES = ("pixels", "series")
 _MASK_SITE = noise.key("scarf.mask")
 
 

@@ -24,6 +24,7 @@ from dsengine.methods._two_views import TwoViews
 from dsengine.nn.collapse import spread
 from dsengine.nn.heads import mlp
 
+TAKES = ("patches",)
 PRESETS = {"parity": {"pair": "bands", "projector": "paper3", "fixed_predictor_lr": False}}
 
 

@@ -28,6 +28,7 @@ from dsengine.kernels import triplet
 from dsengine.methods import Method, by_view, map_of
 from dsengine.nn.collapse import spread
 
+TAKES = ("patches",)
 PRESETS = {"parity": {"margin": 0.1, "per_cell": True, "normalize": False, "neighbour": "literal", "dihedral": "none"}}
 _LITERAL_KM = -1.0  # softmax(+ km)
 

@@ -29,6 +29,7 @@ from dsengine.nn import noise
 from dsengine.nn.collapse import spread
 from dsengine.nn.heads import Decoder
 
+TAKES = ("patches",)
 PRESETS = {"parity": {"beta": 0.0, "latent": 64, "dihedral": "none"}}
 _SITE = noise.key("vae.z")
 _PICTURES = 6  # samples of a batch that are drawn
