@@ -7,11 +7,11 @@ from dsengine.corpus.neighbours import write_neighbours
 from dsengine.corpus.synth import synthesize
 from dsengine.engine.api import Run
 
-WORLD, CORPUS_SEED = 2, 1  # settings were chosen on seed 0, and seed 1 was not looked at
+WORLD, CORPUS_SEED = 2, 2  # settings were chosen on seeds 0 and 1, and seed 2 was not looked at
 SIZE = 64  # pixels of a patch; probes see it whole
 ENCODER = {"name": "resnet18", "stem": "imagenet", "whiten": True}
 TRAIN = {"epochs": 8, "batch_size": 64, "lr": 1e-3, "schedule": "cosine", "warmup_steps": 20, "checkpoint_steps": 10**6, "heldout_samples": 128}
-CROPS = {"blur": 0.0, "crop_area": (0.5, 1.0)}
+CROPS = {"blur": 0.0, "crop_area": (0.5, 1.0), "second": "neighbour"}  # what patches nearby have in common is their class (corpus.synth.worlds)
 METHODS = {
     "vae": {"dihedral": "independent"},
     "t2v": {},
