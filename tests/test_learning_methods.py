@@ -24,10 +24,10 @@ IMAGES = [name for name in plugin.names("dsengine.methods") if name not in ("sca
 SMALL = {"byol": {"hidden": 1024}, "simsiam": {"dim": 512, "hidden": 128}, "csf": {"warmup": 0, "ramp": 2}}
 # What has been measured, and where, is in docs/methods.md; a method that clears all floors loses its line here.
 FALLS_SHORT = {
-    "simclr": "world 2: 0.38 to 0.44 right in 6 epochs; statistics 0.63, untrained 0.43",
-    "t2v": "world 2: 0.538 in 8 epochs; statistics 0.718, untrained 0.475",
-    "vae": "not measured in world 2; world 1: 0.42, statistics 0.64", "csf": "not measured in world 2; world 1: 0.46, statistics 0.64",
-    "byol": "world 2: 0.471 in 8 epochs; statistics 0.718, untrained 0.475", "simsiam": "world 2: 0.425 in 8 epochs; statistics 0.718, untrained 0.475",
+    "t2v": "0.472 and 0.492 right with two seeds; statistics 0.710, untrained 0.417 and 0.376",
+    "simclr": "0.520 and 0.492; statistics 0.710, untrained 0.417 and 0.376", "csf": "0.376 and 0.341; statistics 0.710, untrained 0.417 and 0.376",
+    "vae": "0.331 and 0.372; statistics 0.710, untrained 0.417 and 0.376", "byol": "0.388 and 0.367; statistics 0.710, untrained 0.417 and 0.376",
+    "simsiam": "0.376 and 0.398, with collapse alarms; statistics 0.710, untrained 0.417 and 0.376",
 }
 
 
