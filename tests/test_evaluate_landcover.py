@@ -195,7 +195,7 @@ def sites(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
-@pytest.mark.parametrize("size, epochs", [(32, 1), pytest.param(64, 10, marks=pytest.mark.learning)])
+@pytest.mark.parametrize("size, epochs", [(32, 1), pytest.param(64, 30, marks=pytest.mark.learning)])
 def test_real_labels_of_five_sites_are_judged_site_by_site_with_floors_and_no_claim(sites: Path, tmp_path: Path, size: int, epochs: int) -> None:
     run = untrained_run(tmp_path / "run", sites)
     assert cli.main(["evaluate", "landcover", "--run", str(run), "--corpus", str(sites), "--out", str(tmp_path / "out"), "--finetune", "--split",

@@ -27,7 +27,7 @@ FALLS_SHORT = {
     "t2v": "0.472 and 0.492 right with two seeds; statistics 0.710, untrained 0.417 and 0.376",
     "simclr": "0.520 and 0.492; statistics 0.710, untrained 0.417 and 0.376", "csf": "0.376 and 0.341; statistics 0.710, untrained 0.417 and 0.376",
     "vae": "0.331 and 0.372; statistics 0.710, untrained 0.417 and 0.376", "byol": "0.388 and 0.367; statistics 0.710, untrained 0.417 and 0.376",
-    "simsiam": "0.376 and 0.398, with collapse alarms; statistics 0.710, untrained 0.417 and 0.376",
+    "simsiam": "0.376 and 0.398, with alarms; statistics 0.710, untrained 0.417 and 0.376",
 }
 
 
