@@ -51,7 +51,7 @@ def test_features_beat_those_of_an_untrained_encoder_and_image_statistics(corpus
 def test_supervised_training_raises_the_accuracy_and_its_corpus_can_tell_networks_from_statistics(corpus: Path, tmp_path: Path) -> None:
     """The method lowers its loss on what it never saw. Taught the probe's labels, its encoder clears every floor: else no probe meant anything."""
     run = dsengine.train(corpus=str(corpus), out=str(tmp_path / "run"), method="supervised", encoder=cases.ENCODER, data={"size": 48},
-                         train={**cases.TRAIN, "epochs": 3}, device={"gpus": 0})
+                         train={**cases.TRAIN, "epochs": 6}, device={"gpus": 0})
     losses = [record["heldout_loss"] for record in run.metrics if "heldout_loss" in record]
     assert losses[-1] < 0.9 * losses[0]
     found = compare(str(corpus), taught(dsengine.open_corpus(corpus), run.encoder, epochs=8), size=cases.SIZE)
@@ -63,7 +63,7 @@ def test_supervised_training_raises_the_accuracy_and_its_corpus_can_tell_network
 @pytest.mark.parametrize("kind, method", [
     ("pixels", "simclr"),
     pytest.param("pixels", "scarf", marks=pytest.mark.xfail(reason="0.774 right, numbers 0.634, untrained 0.777", raises=AssertionError)),
-    pytest.param("series", "simclr", marks=pytest.mark.xfail(reason="4,096 rows: 0.933 right, numbers 0.917, untrained 0.874", raises=AssertionError)),
+    ("series", "simclr"),
     pytest.param("series", "scarf", marks=pytest.mark.xfail(reason="2,048 rows: 0.870 right, numbers 0.888, untrained 0.848", raises=AssertionError)),
 ])
 def test_features_of_rows_beat_the_numbers_and_an_untrained_encoder(tmp_path: Path, kind: str, method: str) -> None:
