@@ -47,14 +47,14 @@ def weights_of(method: nn.Module) -> dict[str, Tensor]:
     return {name: value.detach().to("cpu", copy=True).contiguous() for name, value in method.state_dict().items()}
 
 
-def folder(run: Path, step: int) -> Path:
+def folder_of(run: Path, step: int) -> Path:
     """Where the capture of `step` (counted from 0) lies."""
     return run / "captures" / f"step-{step + 1:08d}"
 
 
 def write(run: Path, *, weights: dict[str, Tensor], batch: Batch, about: dict[str, Any]) -> Path:
     """Write the capture of step `batch.step` (counted from 0); RunError when the disk refuses. One of the same step is replaced."""
-    final = folder(run, batch.step)
+    final = folder_of(run, batch.step)
     stage = final.with_name(f".{final.name}.part")
     try:
         shutil.rmtree(stage, ignore_errors=True)

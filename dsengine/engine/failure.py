@@ -48,10 +48,10 @@ class Captures:
             try:
                 self._write(at, batch, by_rank, capture.weights_of(method), why)
             except (RunError, UsageError, OSError) as error:
-                refused = str(error)
+                refused = str(error) or type(error).__name__
         # A rank that ended now would take the writer with it, and the launcher shows the words of whichever rank ends first: all have the same.
         lies = bool(gather_rows(torch.tensor([float(not refused)], device=self.device), self.world.group)[0])
-        where = f"`dsengine replay {capture.folder(self.run, at.step)}` shows where it began" if lies else f"no capture: {refused or 'rank 0 could not write it'}"
+        where = f"`dsengine replay {capture.folder_of(self.run, at.step)}` shows where it began" if lies else f"no capture: {refused or 'rank 0 could not write it'}"
         ids = at.ids[order.local_slice(len(at.ids), self._culprit(by_rank), self.world.size)]
         return RunError(f"{why}: not finite at step {at.step + 1}, epoch {at.epoch + 1}; the update was withheld, the weights are good; "
                         f"sample ids: {', '.join(map(str, ids[:_SHOWN]))}{', ...' if len(ids) > _SHOWN else ''}; {where}")
