@@ -15,6 +15,7 @@ from sklearn.preprocessing import StandardScaler
 from dsengine import cli
 from dsengine.corpus import open_corpus
 from dsengine.corpus.synth import CLASSES, WORLD_VERSION, Patch, make_patch, synthesize
+from dsengine.corpus.synth.patterns import pattern_map
 from dsengine.corpus.synth.place import CLUSTER, LAND, places
 from dsengine.corpus.synth.spectra import WATER
 from dsengine.corpus.synth.worlds import WORLDS
@@ -23,7 +24,8 @@ from dsengine.errors import UsageError
 NODATA = -32768
 # Made once. A change of these is a change of everybody's numbers: add a version to `worlds` instead.
 GOLDEN = {(1, 0, 0, 128): "e5d1e48e77b0cdab", (1, 0, 37, 64): "e8ac03ae05c21a89", (1, 7, 1000, 96): "0d5643b0908a4fa4",
-          (2, 0, 0, 128): "f80b67911dfecfd5", (2, 0, 37, 64): "ae45fdcad07f87e6", (2, 7, 1000, 96): "c7853e90b94f5f0f"}
+          (2, 0, 0, 128): "f80b67911dfecfd5", (2, 0, 37, 64): "ae45fdcad07f87e6", (2, 7, 1000, 96): "c7853e90b94f5f0f",
+          (3, 0, 0, 128): "2c337a370e06bbf6", (3, 0, 37, 64): "5c05ad835e72e4ff", (3, 7, 1000, 96): "ea6c393de873b0cd"}
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +40,7 @@ def _digest(patch: Patch) -> str:
 
 @pytest.mark.parametrize("world, seed, row, size", GOLDEN)
 def test_each_version_of_the_world_is_frozen(world: int, seed: int, row: int, size: int) -> None:
-    assert WORLD_VERSION == 1 and sorted(WORLDS) == [1, 2]
+    assert WORLD_VERSION == 1 and sorted(WORLDS) == [1, 2, 3]
     assert _digest(make_patch(seed, row, size, world=world)) == GOLDEN[world, seed, row, size]
 
 
@@ -57,8 +59,8 @@ def test_a_corpus_says_its_world_and_an_unknown_one_is_named(tmp_path: Path) -> 
     assert cli.main(["corpus", "synth", str(tmp_path / "two"), "--patches", "3", "--size", "32", "--seed", "5", "--world", "2"]) == 0
     corpus = open_corpus(tmp_path / "two")
     assert np.array_equal(corpus.read([2], "s2")[0], make_patch(5, 2, 32, world=2).s2)
-    with pytest.raises(UsageError, match="world: 3 is not legal: 1, 2"):
-        synthesize(tmp_path / "three", num_patches=3, size=32, world=3)
+    with pytest.raises(UsageError, match="world: 4 is not legal: 1, 2, 3"):
+        synthesize(tmp_path / "four", num_patches=3, size=32, world=4)
     assert cli.main(["corpus", "synth", str(tmp_path / "rows"), "--kind", "pixels", "--rows", "16", "--world", "2"]) == 2
 
 
@@ -229,6 +231,23 @@ def _roughness(patches: list[Patch]) -> np.ndarray:
         steps = [(image[:, k:] - image[:, :-k], image[:, :, k:] - image[:, :, :-k]) for k in (1, 2, 4, 8)]
         rows.append(np.nan_to_num([np.nanmean(np.abs(d), (1, 2)) / scale for pair in steps for d in pair]).ravel())
     return np.array(rows)
+
+
+def test_in_world_3_patterns_tell_classes_and_levels_do_not() -> None:
+    patches = [make_patch(0, row, 64, world=3) for row in range(1280)]
+    plain = _statistics(patches)
+    errors = [np.mean([_error(x, patches, fold=fold) for fold in range(4)]) for x in (plain, np.concatenate([plain, _roughness(patches)], axis=1))]
+    assert errors[0] >= 0.4 and errors[1] < 0.6 * errors[0], errors
+
+
+def test_the_pattern_of_a_class_has_mean_0_and_variance_1_within_its_pixels() -> None:
+    left = np.arange(64) < 40
+    for k in CLASSES:
+        classes = np.broadcast_to(np.where(left, k, (k + 1) % 9).astype(np.uint8), (64, 64)).copy()
+        found = pattern_map(classes, 3, 0, 7000, -900, 3, True)
+        assert abs(found[:, left].mean()) < 0.05 and 0.8 < found[:, left].std() < 1.01, k  # cut at 2.5 deviations
+        assert np.array_equal(found, pattern_map(classes, 3, 0, 7000, -900, 3, True))
+        assert not np.array_equal(found[:, left], pattern_map(classes, 3, 0, 7000, -900, -3, True)[:, left]) or k in (1, 2, 3, 6, 7)  # the others have a direction
 
 
 @pytest.mark.parametrize("change, words", [(dict(num_patches=0), "num_patches: 0"), (dict(size=8), "size: 8"), (dict(seed=-1), "seed: -1"),

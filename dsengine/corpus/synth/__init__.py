@@ -15,7 +15,7 @@ import numpy as np
 
 from dsengine.corpus.build.writer import Block, CorpusWriter
 from dsengine.corpus.schema import LabelSpec, standard_layout
-from dsengine.corpus.synth import sensors, surface
+from dsengine.corpus.synth import patterns, sensors, surface
 from dsengine.corpus.synth.lattice import blur, draw, fractal
 from dsengine.corpus.synth.place import CLUSTER, Place, places
 from dsengine.corpus.synth.spectra import CLASSES, ENDMEMBERS
@@ -75,9 +75,10 @@ def make_patch(seed: int, row: int, size: int, *, world: int = WORLD_VERSION) ->
     light = _light(relief, constants.light, next(drawn), next(drawn), next(drawn))
     s2, s1 = np.empty((12, size, size), np.int16), np.empty((2, size, size), np.int16)
     spectra = sensors.patch_spectra(seed, 81, row // CLUSTER, row, *constants.soils, constants.calibration)
-    cloud, covered = _clouds(seed, salt, x0, y0, size, next(drawn), next(drawn))
-    sensors.optical(shares, spectra, light, sensors.haze(constants.haze * next(drawn) * next(drawn)), cloud, seed, row, s2)
-    sensors.radar(shares, texture, light, _radar_gain(drawn, constants.radar), seed, row, s1)
+    cloud, covered = _clouds(seed, salt, x0, y0, size, next(drawn), next(drawn), constants.clear)
+    lit = patterns.lit(light, landcover, seed, salt, row, (x0, y0), constants.pattern)
+    sensors.optical(shares, spectra, lit, sensors.haze(constants.haze * next(drawn) * next(drawn)), cloud, seed, row, s2)
+    sensors.radar(shares, texture, lit, _radar_gain(drawn, constants.radar), seed, row, s1)
     _cut_edges(drawn, s2, s1)
     return Patch(s2, s1, landcover, place, covered)
 
@@ -116,12 +117,12 @@ def _light(relief: np.ndarray, heights: tuple[float, float], level: np.float32, 
     return light
 
 
-def _clouds(seed: int, salt: int, x0: int, y0: int, size: int, sky: np.float32, height: np.float32) -> tuple[np.ndarray, float]:
-    """Cloud share of each pixel (negative in shadow) and the covered fraction; two skies in three are clear."""
-    if sky < F(0.6):
+def _clouds(seed: int, salt: int, x0: int, y0: int, size: int, sky: np.float32, height: np.float32, clear: float) -> tuple[np.ndarray, float]:
+    """Cloud share of each pixel (negative in shadow) and the covered fraction; skies drawn below `clear` have none."""
+    if sky < F(clear):
         return np.zeros((size, size), np.float32), 0.0
     shift = 4 + int(height * 16)
-    field = fractal(size + shift, size + shift, seed, 13 + salt, x0, y0, 64, 5) - F(0.55) + F(1.1) * (sky - F(0.6))
+    field = fractal(size + shift, size + shift, seed, 13 + salt, x0, y0, 64, 5) - F(0.55) + F(1.1) * (sky - F(clear))
     opacity = np.clip(field * F(4), F(0), F(0.95))
     cloud = opacity[:size, :size]
     shadow = opacity[shift:, shift:] * (cloud <= 0)

@@ -22,14 +22,14 @@ def optical(shares: np.ndarray, spectra: np.ndarray, light: np.ndarray, air: np.
             row: int, out: np.ndarray) -> None:
     """Sentinel-2 L2A reflectance x 10000 into out (12, H, W) int16.
 
-    shares (E, H, W); spectra (E, 12) of this patch; light (H, W) illumination; air (12,) additive haze; cloud (H, W): share of
+    shares (E, H, W); spectra (E, 12) of this patch; light (14, H, W) illumination of each band, radar last, or (1, H, W) of all; air (12,) additive haze; cloud (H, W): share of
     the pixel that cloud covers, negative in its shadow.
     """
-    height, width = light.shape
-    num = shares.shape[0]
+    num, height, width = shares.shape
     mixed = np.empty(width, np.float32)
     for i in range(height):
         for b in range(NUM_BANDS):
+            lit = light[min(b, light.shape[0] - 1), i]
             mixed[:] = F(0)
             for e in range(num):
                 s = spectra[e, b]
@@ -38,7 +38,7 @@ def optical(shares: np.ndarray, spectra: np.ndarray, light: np.ndarray, air: np.
             haze, white = air[b], CLOUD[b]
             for j in range(width):
                 c = cloud[i, j]
-                r = mixed[j] * light[i, j]
+                r = mixed[j] * lit[j]
                 r = r * (F(1) + F(0.65) * min(c, F(0))) + haze
                 c = max(c, F(0))
                 out[b, i, j] = np.int16(min(max((r * (F(1) - c) + white * c) * F(10000), F(1)), F(20000)) + F(0.5))
@@ -82,7 +82,7 @@ def radar(shares: np.ndarray, texture: np.ndarray, light: np.ndarray, gain: np.n
 
     gain (4,): power factors of this patch for everything, bare soil (moisture), water (wind), and volume (wet leaves).
     """
-    height, width = light.shape
+    height, width = light.shape[1:]
     speckle = np.empty((1, height + 2, width + 2), np.float32)
     power = np.empty((height, width), np.float32)
     for p in range(NUM_POLS):
@@ -90,7 +90,7 @@ def radar(shares: np.ndarray, texture: np.ndarray, light: np.ndarray, gain: np.n
             for j in range(width + 2):
                 speckle[0, i, j] = _FADING[key(seed, 71 + p, row, i * (width + 2) + j) >> np.uint64(52)]
         blur(speckle)  # 1 2 1 by 1 2 1 averages 7.1 independent values
-        _sigma0(shares, texture, light, gain, p, power)
+        _sigma0(shares, texture, light[min(NUM_BANDS + p, light.shape[0] - 1)], gain, p, power)
         for i in range(height):
             for j in range(width):
                 power[i, j] *= max(speckle[0, i + 1, j + 1], F(1e-3))
