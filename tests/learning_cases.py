@@ -7,20 +7,23 @@ from dsengine.corpus.neighbours import write_neighbours
 from dsengine.corpus.synth import synthesize
 from dsengine.engine.api import Run
 
-WORLD, CORPUS_SEED = 2, 2  # settings were chosen on seeds 0 and 1, and seed 2 was not looked at
+WORLD, CORPUS_SEED = 3, 2  # settings were chosen on seed 1, and seed 2 was not looked at
 SIZE = 64  # pixels of a patch; probes see it whole
-ENCODER = {"name": "resnet18", "stem": "imagenet", "whiten": True}
-TRAIN = {"epochs": 8, "batch_size": 64, "lr": 1e-3, "schedule": "cosine", "warmup_steps": 20, "checkpoint_steps": 10**6, "heldout_samples": 128}
-CROPS = {"blur": 0.0, "crop_area": (0.5, 1.0), "second": "neighbour"}  # what patches nearby have in common is their class (corpus.synth.worlds)
+CROP = 32  # pixels of what is trained on: a pattern repeats within it, and a step takes a quarter of the time
+ENCODER = {"name": "resnet18", "stem": "imagenet"}
+TRAIN = {"epochs": 12, "batch_size": 64, "lr": 1e-3, "schedule": "cosine", "warmup_steps": 20, "checkpoint_steps": 10**6, "heldout_samples": 128}
+NEARBY = {"blur": 0.0, "crop_area": (0.9, 1.0), "crop_ratio": (0.95, 1.05), "second": "neighbour"}  # what patches nearby share is their class
 METHODS = {
     "vae": {"dihedral": "independent"},
     "t2v": {},
-    "csf": {"loss": "nce", "jitters": (0, 0), "band_dropout": (0.0, 0.0), "shift_px": (16, 16), "dihedral": "independent", "warmup": 0,
-            "ramp": 0},
-    "simclr": {**CROPS, "temperature": 0.2},
-    "byol": {**CROPS, "hidden": 1024},
-    "simsiam": {**CROPS, "dim": 512, "hidden": 128},
+    "csf": {"loss": "nce", "jitters": (0, 0), "band_dropout": (0.66, 0.66), "shift_px": (16, 16), "dihedral": "independent", "warmup": 0, "ramp": 0},
+    "simclr": {**NEARBY, "temperature": 0.2},
+    "byol": {**NEARBY, "hidden": 1024},
+    "simsiam": {**NEARBY, "dim": 512, "hidden": 128},
 }
+GENTLE = {"lr": 2e-4, "optimizer": "adamw", "weight_decay": 0.05}
+TRAINS = {"t2v": GENTLE, "byol": GENTLE, "simsiam": GENTLE}  # one negative or none: at 1e-3 their features soon lie along two directions
+STEMS = {"vae": "paper"}  # a map of 2 x 2 cells to draw 32 px from, where the other stem leaves one
 
 # Pixels and series, by kind of corpus and method.
 TABLES = {
@@ -44,5 +47,5 @@ def make_corpus(path: Path, *, num_patches: int = 2000) -> Path:
 
 def run_of(corpus: Path, out: Path, name: str, *, seed: int = 0, epochs: int = TRAIN["epochs"]) -> Run:
     """One method trained on it, on this CPU."""
-    return dsengine.train(corpus=str(corpus), out=str(out), device={"gpus": 0}, encoder=ENCODER, method={"name": name, **METHODS[name]},
-                          data={"size": 48}, train={**TRAIN, "seed": seed, "epochs": epochs})
+    return dsengine.train(corpus=str(corpus), out=str(out), device={"gpus": 0}, encoder={**ENCODER, "stem": STEMS.get(name, ENCODER["stem"])},
+                          method={"name": name, **METHODS[name]}, data={"size": CROP}, train={**TRAIN, **TRAINS.get(name, {}), "seed": seed, "epochs": epochs})

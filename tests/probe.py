@@ -112,7 +112,7 @@ def taught(corpus: Corpus, encoder: nn.Module, *, epochs: int, batch: int = 64, 
     for _ in range(epochs):
         for part in torch.randperm(len(x))[:len(x) // batch * batch].view(-1, batch):
             turned = torch.rot90(x[part], int(torch.randint(4, ())), (2, 3)).contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=torch.cpu._is_amx_tile_supported()):  # elsewhere it is emulated
                 logits = head(encoder(turned).pooled)
             optimizer.zero_grad()
             nn.functional.cross_entropy(logits.float(), y[part]).backward()
