@@ -55,8 +55,8 @@ def measure(corpus: Path, out: Path, name: str, *, seed: int, epochs: int) -> di
         run = cases.run_of(corpus, out, name, seed=seed, epochs=epochs)
         encoder, alarms = run.encoder, sum("alarm" in record for record in run.metrics)
     seconds, cpu_s = time.perf_counter() - begun, time.process_time() - used
-    return {"method": name, "seed": seed, "settings": cases.METHODS.get(name), "encoder": encoder.recipe, "crop": cases.CROP,
-            "train": {**cases.TRAIN, **cases.TRAINS.get(name, {}), "epochs": epochs},
+    settings = None if name == "taught" else cases.settings_of(name, seed=seed, epochs=epochs)
+    return {"method": name, "seed": seed, "settings": settings, "encoder": encoder.recipe, "epochs": epochs,
             "corpus": {"patches": 2000, "size": cases.SIZE, "seed": cases.CORPUS_SEED, "world": cases.WORLD,
                        "constants": WORLDS[cases.WORLD]._asdict()},
             "found": compare(str(corpus), encoder, size=cases.SIZE, seed=seed), "alarms": alarms, "seconds": round(seconds, 1),
@@ -66,7 +66,7 @@ def measure(corpus: Path, out: Path, name: str, *, seed: int, epochs: int) -> di
 
 
 def _taught(corpus: Path, out: Path, *, seed: int, epochs: int) -> torch.nn.Module:
-    """Trained on the labels, after one step of a run that measured the whitening."""
+    """Trained on the labels. The run of one step is there for what a run begins with: weights by the seed, and a whitening where the encoder has one."""
     started = dsengine.train(corpus=str(corpus), out=str(out), device={"gpus": 0}, encoder=cases.ENCODER, method="supervised", data={"size": cases.CROP},
                              train={"max_steps": 1, "batch_size": 64, "lr": 1e-9, "seed": seed})
     return taught(dsengine.open_corpus(corpus), started.encoder, epochs=epochs)

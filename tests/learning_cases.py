@@ -13,17 +13,16 @@ CROP = 32  # pixels of what is trained on: a pattern repeats within it, and a st
 ENCODER = {"name": "resnet18", "stem": "imagenet"}
 TRAIN = {"epochs": 12, "batch_size": 64, "lr": 1e-3, "schedule": "cosine", "warmup_steps": 20, "checkpoint_steps": 10**6, "heldout_samples": 128}
 NEARBY = {"blur": 0.0, "crop_area": (0.9, 1.0), "crop_ratio": (0.95, 1.05), "second": "neighbour"}  # what patches nearby share is their class
+GENTLE = {"lr": 2e-4, "optimizer": "adamw", "weight_decay": 0.05}  # of one negative or none: at 1e-3 t2v's features say less than an untrained encoder's
 METHODS = {
-    "vae": {"dihedral": "independent"},
-    "t2v": {},
-    "csf": {"loss": "nce", "jitters": (0, 0), "band_dropout": (0.66, 0.66), "shift_px": (16, 16), "dihedral": "independent", "warmup": 0, "ramp": 0},
-    "simclr": {**NEARBY, "temperature": 0.2},
-    "byol": {**NEARBY, "hidden": 1024},
-    "simsiam": {**NEARBY, "dim": 512, "hidden": 128},
+    "vae": {"method": {"dihedral": "independent"}, "encoder": {"stem": "paper"}},  # a map of 2 x 2 cells to draw 32 px from; the other stem leaves one
+    "t2v": {"train": GENTLE},
+    "csf": {"method": {"loss": "nce", "jitters": (0, 0), "band_dropout": (0.66, 0.66), "shift_px": (16, 16), "dihedral": "independent", "warmup": 0,
+                       "ramp": 0}},
+    "simclr": {"method": {**NEARBY, "temperature": 0.2}},
+    "byol": {"method": {**NEARBY, "hidden": 1024}, "train": GENTLE},
+    "simsiam": {"method": {**NEARBY, "dim": 512, "hidden": 128}, "train": GENTLE},
 }
-GENTLE = {"lr": 2e-4, "optimizer": "adamw", "weight_decay": 0.05}
-TRAINS = {"t2v": GENTLE, "byol": GENTLE, "simsiam": GENTLE}  # one negative or none: at 1e-3 t2v's features say less than an untrained encoder's
-STEMS = {"vae": "paper"}  # a map of 2 x 2 cells to draw 32 px from, where the other stem leaves one
 
 # Pixels and series, by kind of corpus and method.
 TABLES = {
@@ -45,7 +44,13 @@ def make_corpus(path: Path, *, num_patches: int = 2000) -> Path:
     return made
 
 
+def settings_of(name: str, *, seed: int = 0, epochs: int = TRAIN["epochs"]) -> dict[str, dict]:
+    """What `dsengine.train` is given for a method, by argument."""
+    own = METHODS[name]
+    return {"encoder": {**ENCODER, **own.get("encoder", {})}, "method": {"name": name, **own.get("method", {})}, "data": {"size": CROP},
+            "train": {**TRAIN, **own.get("train", {}), "seed": seed, "epochs": epochs}}
+
+
 def run_of(corpus: Path, out: Path, name: str, *, seed: int = 0, epochs: int = TRAIN["epochs"]) -> Run:
     """One method trained on it, on this CPU."""
-    return dsengine.train(corpus=str(corpus), out=str(out), device={"gpus": 0}, encoder={**ENCODER, "stem": STEMS.get(name, ENCODER["stem"])},
-                          method={"name": name, **METHODS[name]}, data={"size": CROP}, train={**TRAIN, **TRAINS.get(name, {}), "seed": seed, "epochs": epochs})
+    return dsengine.train(corpus=str(corpus), out=str(out), device={"gpus": 0}, **settings_of(name, seed=seed, epochs=epochs))

@@ -9,6 +9,8 @@ from dsengine.corpus import Corpus
 from dsengine.data.loader import Loader
 from dsengine.data.sample import View
 from dsengine.encoders import Features
+from dsengine.engine.whiten import covariance
+from dsengine.nn.whitening import Whitening, whitener
 
 
 def targets(corpus: Corpus, rows: np.ndarray, name: str = "landcover") -> np.ndarray:
@@ -58,15 +60,15 @@ def advantage(ours: np.ndarray, theirs: np.ndarray, *, draws: int = 2000) -> tup
 
 
 def compare(corpus_path: str, encoder: nn.Module, *, size: int, seed: int = 0) -> dict[str, tuple[float, ...]]:
-    """{"ours": (share right,), "random": (share, advantage over it, its lower end), "statistics": the same}; "whitened statistics" too where it whitens.
+    """{"ours": (share right,), "random": (share, advantage over it, its lower end), "statistics" and "whitened statistics": the same}.
 
     The untrained encoder is of the same shape and shown the same: one that whitens has the same map.
     """
     corpus = dsengine.open_corpus(corpus_path)
     train, test = corpus.rows("train"), np.concatenate((corpus.rows("val"), corpus.rows("test")))
-    floors = {"random": untrained(encoder, seed=seed), "statistics": None}
-    if "whiten" in encoder.recipe and encoder.recipe["whiten"]:
-        floors["whitened statistics"] = Statistics(encoder.whitening)
+    whitening = Whitening(encoder.in_channels)
+    whitening.matrix.copy_(whitener(covariance(corpus, View(), where=None, size=size)))
+    floors = {"random": untrained(encoder, seed=seed), "statistics": None, "whitened statistics": Statistics(whitening)}
     y, t = targets(corpus, train), targets(corpus, test)
     right = {name: probe(features(corpus, train, model, size=size), y, features(corpus, test, model, size=size), t)
              for name, model in (("ours", encoder), *floors.items())}

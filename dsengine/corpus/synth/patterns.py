@@ -1,31 +1,33 @@
 """The pattern that each class has on the ground, however bright it is: what a network can tell classes by where the levels of bands cannot.
 
-Every pattern has mean 0 and variance 1 over its class's pixels in a patch, so that neither says which it is,
-and is stronger in some bands than in others, drawn for each patch, so that their deviations together do not either.
+Over its class's pixels in a patch every pattern has mean 0 and variance 1, so that neither says which it is. Bands of 20 and 60 m smooth a fine
+pattern away and keep a coarse one: how strong it is in each band is drawn for each patch, so that the bands' deviations together do not say it either.
 """
 
 import numpy as np
 from numba import njit
 
 from dsengine.corpus.synth.lattice import add_octave, draw, key, unit
-from dsengine.corpus.synth.spectra import BARE, BROADLEAF, BUILT, CROP, GRASS, NEEDLELEAF, WATER, WETLAND
+from dsengine.corpus.synth.sensors import NUM_BANDS, NUM_POLS
+from dsengine.corpus.synth.spectra import BARE, BROADLEAF, BUILT, CLASSES, CROP, GRASS, NEEDLELEAF, WATER, WETLAND
 
 F = np.float32
-_NUM = 14  # bands of both sensors
+_NUM_CLASSES = len(CLASSES)
 _SPREAD = np.float32(2.5)  # standard deviations, beyond which a pattern is cut
 
 
 def lit(light: np.ndarray, classes: np.ndarray, seed: int, salt: int, row: int, corner: tuple[int, int], strength: tuple[float, float]) -> np.ndarray:
-    """(14, H, W) float32 illumination of each band: light (H, W) times 1 + s pattern, s drawn from strength (least, what is added) for each band of the row.
+    """(14, H, W) float32 illumination of each band, radar last; in a world without patterns (1, H, W), one for all bands.
 
-    (1, H, W), one for all of them, in a world without patterns.
+    It is light (H, W) times 1 + s pattern, with s drawn from strength (the least and what a draw adds to it) for each band of patch `row`.
+    classes: (H, W) uint8. salt: the ground's. corner: x0, y0 on the global pixel grid.
     """
     if not any(strength):
         return light[None]
     least, more = F(strength[0]), F(strength[1])
-    drawn = [F(draw(seed, 121, row, k)) for k in range(_NUM + 2)]
-    pattern = pattern_map(classes, seed, salt, *corner, int(drawn[-1] * 17) - 8, bool(drawn[-2] < F(0.5)))
-    return np.stack([light * np.maximum(F(1) + (least + more * own) * pattern, F(0.1)) for own in drawn[:_NUM]])
+    *by_band, turn, slope = [F(draw(seed, 121, row, k)) for k in range(NUM_BANDS + NUM_POLS + 2)]
+    pattern = pattern_map(classes, seed, salt, *corner, int(slope * 17) - 8, bool(turn < F(0.5)))
+    return np.stack([light * np.maximum(F(1) + (least + more * own) * pattern, F(0.1)) for own in by_band])
 
 
 @njit(cache=True, nogil=True)
@@ -41,14 +43,14 @@ def pattern_map(classes: np.ndarray, seed: int, salt: int, x0: int, y0: int, slo
             if turned:
                 u, v = v, u
             out[i, j] = _value(classes[i, j], u, v, noise[:, i, j], seed, salt)
-    for k in range(9):
+    for k in range(_NUM_CLASSES):
         _standardise(out, classes, k)
     return out
 
 
 @njit(inline="always", cache=True, nogil=True)
 def _value(k: int, u: int, v: int, noise: np.ndarray, seed: int, salt: int) -> float:
-    """Pattern of class k at (u, v), eighths of a pixel."""
+    """Pattern of class k at (u, v), in eighths of a pixel along and across its direction; noise (4,) there, of 4, 8, 16 and 32 px."""
     crown, mottle, broad, wide = noise
     if k == WATER:  # swell: long crests, a little bent
         return abs(F((v + np.int64(F(32) * broad)) % 96) - F(48))

@@ -22,8 +22,8 @@ def optical(shares: np.ndarray, spectra: np.ndarray, light: np.ndarray, air: np.
             row: int, out: np.ndarray) -> None:
     """Sentinel-2 L2A reflectance x 10000 into out (12, H, W) int16.
 
-    shares (E, H, W); spectra (E, 12) of this patch; light (14, H, W) illumination of each band, radar last, or (1, H, W) of all; air (12,) additive haze; cloud (H, W): share of
-    the pixel that cloud covers, negative in its shadow.
+    shares (E, H, W); spectra (E, 12) of this patch; light (14, H, W): illumination of each band, radar last, or (1, H, W) of all; air (12,) additive
+    haze; cloud (H, W): share of the pixel that cloud covers, negative in its shadow.
     """
     num, height, width = shares.shape
     mixed = np.empty(width, np.float32)
@@ -80,7 +80,7 @@ def _sensor_noise(seed: int, row: int, out: np.ndarray) -> None:
 def radar(shares: np.ndarray, texture: np.ndarray, light: np.ndarray, gain: np.ndarray, seed: int, row: int, out: np.ndarray) -> None:
     """Sentinel-1 VV and VH in dB x 100 into out (2, H, W) int16, with speckle of about 4.5 looks, correlated over two to three pixels.
 
-    gain (4,): power factors of this patch for everything, bare soil (moisture), water (wind), and volume (wet leaves).
+    light: as for `optical`. gain (4,): power factors of this patch for everything, bare soil (moisture), water (wind), and volume (wet leaves).
     """
     height, width = light.shape[1:]
     speckle = np.empty((1, height + 2, width + 2), np.float32)

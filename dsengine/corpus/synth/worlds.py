@@ -8,8 +8,7 @@ each, as scenes of many dates have; patches are purer, and patterns within them 
 the labels clears those statistics by far (docs/methods.md).
 
 Version 3: as version 2, with a class told by the pattern that it has on the ground, of any brightness and colour: each band's gain and the pattern's strength
-in it are the patch's own. A network finds such a class in 200 steps, which version 2's mixtures do not allow; it was chosen by the distance of one
-that was taught the labels from the better of statistics and an untrained network (docs/methods.md).
+in it are the patch's own. A network finds such a class in 200 steps, which version 2's mixtures do not allow. How it was chosen: docs/methods.md.
 """
 
 from typing import NamedTuple
