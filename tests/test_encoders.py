@@ -115,3 +115,19 @@ def test_unknown_names_and_settings_list_the_legal_ones() -> None:
         dsengine.build_encoder("resnet81")
     with pytest.raises(UsageError, match="encoder.depth is not a setting.*stem"):
         dsengine.build_encoder("resnet18", depth=3)
+
+
+@pytest.mark.parametrize("name, last", [("resnet18", "bn2"), ("resnet34", "bn2"), ("resnet18_attn", "bn2"), ("resnet50", "bn3")])
+def test_blocks_whose_residual_starts_at_zero_begin_as_their_shortcut_and_differ_in_nothing_else(name: str, last: str) -> None:
+    torch.manual_seed(0)
+    plain = dsengine.build_encoder(name, 2)
+    torch.manual_seed(0)
+    zero = dsengine.build_encoder(name, 2, zero_init_residual=True).eval()
+    assert zero.recipe["zero_init_residual"] and not plain.recipe["zero_init_residual"]
+    ends = {f"{path}.{last}.weight" for path, module in zero.named_modules() if hasattr(module, "downsample")}
+    assert len(ends) == len([module for module in zero.modules() if hasattr(module, "downsample")])
+    for (key, ours), theirs in zip(zero.state_dict().items(), plain.state_dict().values(), strict=True):
+        assert torch.equal(ours, torch.zeros_like(ours) if key in ends else theirs), key
+    x = torch.randn(2, 64, 8, 8)
+    block = zero.layer1[0]
+    assert torch.equal(block(x), (x if block.downsample is None else block.downsample(x)).relu())

@@ -11,6 +11,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from method_cases import BANDS, CASES, METHODS, SMALL, Tiny, make, make_batch  # noqa: E402
 
 import dsengine
+from dsengine.engine.optim import make_optimizer, set_learning_rate
+from dsengine.engine.settings import TrainConfig
 from dsengine.errors import UsageError
 from dsengine.methods import Method
 
@@ -117,6 +119,20 @@ def test_a_pair_of_bands_is_drawn_from_both_sensors_and_drops_none(name: str) ->
     assert torch.isfinite(method(make_batch(method))["loss"])
     with pytest.raises(UsageError, match="method.band_dropout=0.5: a view of one band"):
         make(name, pair="bands", band_dropout=0.5)
+
+
+@pytest.mark.parametrize("name, scheduled", [("byol", True), ("simsiam", False)])
+def test_the_predictor_alone_learns_at_its_own_rate(name: str, scheduled: bool) -> None:
+    method = make(name, predictor_lr_scale=8.0)
+    optimizer = make_optimizer(method, TrainConfig(lr=0.5))
+    set_learning_rate(optimizer, 0.25, base=0.5)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    for key, p in method.named_parameters():
+        if p.requires_grad:
+            assert rates[id(p)] == ((2.0 if scheduled else 4.0) if key.startswith("predictor") else 0.25), key
+    for wrong in (0, -1.0, math.nan, math.inf):
+        with pytest.raises(UsageError, match="method.predictor_lr_scale=.*: must be above 0 and finite"):
+            make(name, predictor_lr_scale=wrong)
 
 
 def test_scarf_refuses_images() -> None:

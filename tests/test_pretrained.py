@@ -88,7 +88,7 @@ def test_a_run_says_where_its_weights_come_from_and_needs_the_file_only_once(sma
     assert f"encoder all: weights of {path} (MoCo, SSL4EO-S12); conv1: B01" in capsys.readouterr().err
     path.unlink()
     run = dsengine.train(resume=True, out=str(tmp_path / "run"), train={"max_steps": 2})
-    assert run.encoder.recipe == {"name": "resnet18", "stem": "paper", "whiten": False} and "weights of" not in capsys.readouterr().err
+    assert run.encoder.recipe == {"name": "resnet18", "stem": "paper", "whiten": False, "zero_init_residual": False} and "weights of" not in capsys.readouterr().err
     with pytest.raises(UsageError, match="moco.pth: no such file"):
         dsengine.train(**{**settings, "out": str(tmp_path / "again")}, encoder={"name": "resnet18", "weights": str(path)}, train=TRAIN)
     assert not (tmp_path / "again").exists()

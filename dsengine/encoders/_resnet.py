@@ -60,7 +60,7 @@ class ResNet(nn.Module):
     """(B, in_channels, H, W) -> Features((B, D), (B, D, H/16, W/16)), H/32 with the stem `imagenet`; D is 512, 2048 with bottlenecks."""
 
     def __init__(self, blocks: tuple[int, int, int, int], in_channels: int, attention: bool = False, *,
-                 bottleneck: bool = False, stem: Literal["paper", "imagenet"] = "paper", whiten: bool = False) -> None:
+                 bottleneck: bool = False, stem: Literal["paper", "imagenet"] = "paper", whiten: bool = False, zero_init_residual: bool = False) -> None:
         super().__init__()
         block, growth = (Bottleneck, 4) if bottleneck else (BasicBlock, 1)
         self.in_channels, self.dim, self.pools = in_channels, 512 * growth, stem == "imagenet"
@@ -73,9 +73,7 @@ class ResNet(nn.Module):
         self.layer4 = _layer(block, 256 * growth, 512, blocks[3], stride=2)
         self.attention3 = SelfAttention(256 * growth) if attention else nn.Identity()
         self.attention4 = SelfAttention(512 * growth) if attention else nn.Identity()
-        for layer in self.modules():
-            if isinstance(layer, nn.Conv2d):
-                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        _initialise(self, zero_init_residual=zero_init_residual)
 
     def forward(self, x: Tensor) -> Features:
         x = self.bn1(self.conv1(self.whitening(x)), relu=True)
@@ -90,3 +88,12 @@ class ResNet(nn.Module):
 def _layer(block: type[nn.Module], in_channels: int, channels: int, blocks: int, stride: int) -> nn.Sequential:
     first = block(in_channels, channels, stride)
     return nn.Sequential(first, *(block(channels * (4 if block is Bottleneck else 1), channels, 1) for _ in range(blocks - 1)))
+
+
+def _initialise(network: ResNet, *, zero_init_residual: bool) -> None:
+    """He's for the convolutions; on demand, blocks that begin as their shortcut (Goyal et al., "Accurate, large minibatch SGD", 2017, section 5.1)."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        elif zero_init_residual and isinstance(module, BasicBlock | Bottleneck):
+            nn.init.zeros_((module.bn2 if isinstance(module, BasicBlock) else module.bn3).weight)

@@ -15,8 +15,9 @@ class Config(Start):
 
     stem: Literal["paper", "imagenet"] = "paper"
     whiten: bool = False  # decorrelate the bands first (`nn.whitening`), by their covariance in the training split
+    zero_init_residual: bool = False  # start each block as its shortcut (torchvision's option of that name)
 
 
 def build(config: Config, in_channels: int) -> nn.Module:
     """A fresh encoder for (B, in_channels, H, W); pooled features have 512 entries."""
-    return ResNet((3, 4, 6, 3), in_channels, stem=config.stem, whiten=config.whiten)
+    return ResNet((3, 4, 6, 3), in_channels, stem=config.stem, whiten=config.whiten, zero_init_residual=config.zero_init_residual)

@@ -12,6 +12,8 @@ place as the two views (`pair=bands`), and shows one direction of the loss in it
   defaults; `tau_schedule=cosine` with tau 0.996 is the original's, `preset=parity_baseline` has its small heads (256/128).
 - BatchNorm statistics belong to groups of samples, and the target's running statistics follow the online network's: a public
   implementation leaves the target's buffers where they were, so that its evaluation mode means nothing.
+- `predictor_lr_scale` (1, so off): a predictor that learns faster than the rest keeps short runs from collapsing (the original's appendix on
+  near-optimal predictors; Tian et al., "Understanding self-supervised learning dynamics without contrastive pairs", ICML 2021).
 """
 
 from dataclasses import dataclass
@@ -23,7 +25,7 @@ from torch import Tensor, nn
 
 from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
-from dsengine.methods import Method, by_view
+from dsengine.methods import Group, Method, by_view
 from dsengine.methods._two_views import TwoViews
 from dsengine.nn.collapse import spread
 from dsengine.nn.ema import follow_, follower, tau_at
@@ -45,11 +47,14 @@ class Config(TwoViews):
     tau: float = 0.99  # share of the target that stays at each step
     tau_schedule: Literal["constant", "cosine"] = "constant"  # cosine: rises to 1 at the end of the run
     one_way: bool = False  # only the first view predicts the second
+    predictor_lr_scale: float = 1.0  # the predictor's learning rate, in those of the rest
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not 0 <= self.tau <= 1:
             raise UsageError(f"tau={self.tau}: must be in [0, 1]")
+        if not 0 < self.predictor_lr_scale < float("inf"):
+            raise UsageError(f"predictor_lr_scale={self.predictor_lr_scale}: must be above 0 and finite")
 
 
 class BYOL(Method):
@@ -81,6 +86,11 @@ class BYOL(Method):
         q, z = embedded["q"], embedded["z"]
         loss = _distance(q[0], z[1]) if self.config.one_way else _distance(q[0], z[1]) + _distance(q[1], z[0])
         return {"loss": loss, **spread(embedded["pooled"].flatten(0, 1)), **spread(z.flatten(0, 1), "target")}
+
+    def param_groups(self) -> list[Group]:
+        """The predictor apart, so that it can keep up with what it has to predict."""
+        rest = [*self.encoders.parameters(), *self.projector.parameters()]
+        return [Group(rest), Group(list(self.predictor.parameters()), lr_scale=self.config.predictor_lr_scale)]
 
     def after_step(self, progress: float) -> None:
         tau = tau_at(self.config.tau, progress, schedule=self.config.tau_schedule)

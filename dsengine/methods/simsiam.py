@@ -8,7 +8,10 @@ Sources: Chen, He, "Exploring simple Siamese representation learning", CVPR 2021
 Sentinel-2 band and a random Sentinel-1 band (`preset=parity`) and describes both heads as Linear, BN, ReLU, Linear. Where we depart, and why:
 - the projector has the original's three layers by default (its last BatchNorm without weights keeps z from collapsing early).
 - all bands in both views by default; no colour jitter (see `_two_views`).
-- the residual branches of the encoder are not initialised to zero: encoders keep the initialisation of their own papers.
+- the residual branches of the encoder are initialised to zero only on demand (`encoder.zero_init_residual`): encoders keep the initialisation
+  of their own papers.
+- `predictor_lr_scale` (1, so off): a predictor that learns faster than the rest keeps short runs from collapsing (Tian et al.,
+  "Understanding self-supervised learning dynamics without contrastive pairs", ICML 2021).
 """
 
 from dataclasses import dataclass
@@ -19,6 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsengine.data.sample import Batch, View
+from dsengine.errors import UsageError
 from dsengine.methods import Group, Method, by_view
 from dsengine.methods._two_views import TwoViews
 from dsengine.nn.collapse import spread
@@ -36,6 +40,12 @@ class Config(TwoViews):
     hidden: int = 512  # of the predictor
     projector: Literal["simsiam", "paper3"] = "simsiam"  # three layers, each with BatchNorm; or two, BatchNorm between them
     fixed_predictor_lr: bool = True  # the predictor keeps train.lr while the rest follows the schedule
+    predictor_lr_scale: float = 1.0  # the predictor's learning rate, in those of the rest
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.predictor_lr_scale < float("inf"):
+            raise UsageError(f"predictor_lr_scale={self.predictor_lr_scale}: must be above 0 and finite")
 
 
 class SimSiam(Method):
@@ -69,7 +79,8 @@ class SimSiam(Method):
     def param_groups(self) -> list[Group]:
         """The predictor apart: with a falling learning rate it would lag behind what it has to predict (the paper's section 4.2)."""
         rest = [*self.encoders.parameters(), *self.projector.parameters()]
-        return [Group(rest), Group(list(self.predictor.parameters()), scheduled=not self.config.fixed_predictor_lr)]
+        predictor = Group(list(self.predictor.parameters()), lr_scale=self.config.predictor_lr_scale, scheduled=not self.config.fixed_predictor_lr)
+        return [Group(rest), predictor]
 
 
 def _cosine(p: Tensor, z: Tensor) -> Tensor:
