@@ -31,7 +31,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--methods", nargs="+", choices=("taught", *cases.METHODS), default=("taught", *cases.METHODS))
-    parser.add_argument("--epochs", type=int, default=cases.TRAIN["epochs"])
+    parser.add_argument("--epochs", type=int, help="instead of the method's own")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
@@ -46,16 +46,17 @@ def main() -> None:
                 print(name, seed, found["found"], f"{found['seconds']:.0f} s", flush=True)
 
 
-def measure(corpus: Path, out: Path, name: str, *, seed: int, epochs: int) -> dict:
+def measure(corpus: Path, out: Path, name: str, *, seed: int, epochs: int | None) -> dict:
     """One run and what its features are worth."""
     begun, used = time.perf_counter(), time.process_time()
+    settings = None if name == "taught" else cases.settings_of(name, seed=seed, epochs=epochs)
+    epochs = epochs or (settings or {"train": cases.TRAIN})["train"]["epochs"]
     if name == "taught":
         encoder, alarms = _taught(corpus, out, seed=seed, epochs=epochs), 0
     else:
         run = cases.run_of(corpus, out, name, seed=seed, epochs=epochs)
         encoder, alarms = run.encoder, sum("alarm" in record for record in run.metrics)
     seconds, cpu_s = time.perf_counter() - begun, time.process_time() - used
-    settings = None if name == "taught" else cases.settings_of(name, seed=seed, epochs=epochs)
     return {"method": name, "seed": seed, "settings": settings, "encoder": encoder.recipe, "epochs": epochs,
             "corpus": {"patches": 2000, "size": cases.SIZE, "seed": cases.CORPUS_SEED, "world": cases.WORLD,
                        "constants": WORLDS[cases.WORLD]._asdict()},

@@ -13,15 +13,17 @@ CROP = 32  # pixels of what is trained on: a pattern repeats within it, and a st
 ENCODER = {"name": "resnet18", "stem": "imagenet"}
 TRAIN = {"epochs": 12, "batch_size": 64, "lr": 1e-3, "schedule": "cosine", "warmup_steps": 20, "checkpoint_steps": 10**6, "heldout_samples": 128}
 NEARBY = {"blur": 0.0, "crop_area": (0.9, 1.0), "crop_ratio": (0.95, 1.05), "second": "neighbour"}  # what patches nearby share is their class
-GENTLE = {"lr": 2e-4, "optimizer": "adamw", "weight_decay": 0.05}  # of one negative or none: at 1e-3 t2v's features say less than an untrained encoder's
+GENTLE = {"lr": 2e-4, "optimizer": "adamw", "weight_decay": 0.05}  # of one negative: at 1e-3 t2v's features say less than an untrained encoder's
 METHODS = {
     "vae": {"method": {"dihedral": "independent"}, "encoder": {"stem": "paper"}},  # a map of 2 x 2 cells to draw 32 px from; the other stem leaves one
     "t2v": {"train": GENTLE},
     "csf": {"method": {"loss": "nce", "jitters": (0, 0), "band_dropout": (0.66, 0.66), "shift_px": (16, 16), "dihedral": "independent", "warmup": 0,
                        "ramp": 0}},
     "simclr": {"method": {**NEARBY, "temperature": 0.2}},
-    "byol": {"method": {**NEARBY, "hidden": 1024}, "train": GENTLE},
-    "simsiam": {"method": {**NEARBY, "dim": 512, "hidden": 128}, "train": GENTLE},
+    # Of no negative: a predictor that lags lets the features fall to a few directions.
+    "byol": {"method": {**NEARBY, "hidden": 1024, "predictor_lr_scale": 10}, "train": {"optimizer": "adamw", "weight_decay": 0.05}},
+    "simsiam": {"method": {**NEARBY, "dim": 512, "hidden": 512, "predictor_lr_scale": 20}, "encoder": {"zero_init_residual": True},
+                "train": {"epochs": 24, "lr": 5e-4, "optimizer": "adamw", "weight_decay": 0.05, "warmup_steps": 60}},
 }
 
 # Pixels and series, by kind of corpus and method.
@@ -44,13 +46,14 @@ def make_corpus(path: Path, *, num_patches: int = 2000) -> Path:
     return made
 
 
-def settings_of(name: str, *, seed: int = 0, epochs: int = TRAIN["epochs"]) -> dict[str, dict]:
-    """What `dsengine.train` is given for a method, by argument."""
+def settings_of(name: str, *, seed: int = 0, epochs: int | None = None) -> dict[str, dict]:
+    """What `dsengine.train` is given for a method, by argument; for its own number of epochs unless told."""
     own = METHODS[name]
+    train = {**TRAIN, **own.get("train", {}), "seed": seed}
     return {"encoder": {**ENCODER, **own.get("encoder", {})}, "method": {"name": name, **own.get("method", {})}, "data": {"size": CROP},
-            "train": {**TRAIN, **own.get("train", {}), "seed": seed, "epochs": epochs}}
+            "train": train if epochs is None else {**train, "epochs": epochs}}
 
 
-def run_of(corpus: Path, out: Path, name: str, *, seed: int = 0, epochs: int = TRAIN["epochs"]) -> Run:
+def run_of(corpus: Path, out: Path, name: str, *, seed: int = 0, epochs: int | None = None) -> Run:
     """One method trained on it, on this CPU."""
     return dsengine.train(corpus=str(corpus), out=str(out), device={"gpus": 0}, **settings_of(name, seed=seed, epochs=epochs))
