@@ -1,9 +1,10 @@
-"""What each image method learns on the synthetic corpus: a probe of its frozen features against three floors, for several seeds, one JSON file a run.
+"""What each method learns on the synthetic corpora: a probe of its frozen features against its floors, for several seeds, one JSON file a run.
 
-    python bench/learning.py OUT [--seeds 0 1 2] [--methods simclr ...] [--epochs 8]
+    python bench/learning.py OUT [--seeds 0 1 2] [--methods simclr series-scarf ...] [--epochs 8]
 
-A file that is there is not made again. The settings are those of tests/learning_cases.py, which `pytest -m learning` trains too. `taught` is
-the network trained on the probe's own labels: it says what the corpus lets a network learn.
+Images by the method's name, pixels and series by kind and method. A file that is there is not made again. The settings are those of
+tests/learning_cases.py, which `pytest -m learning` trains too. `taught` is the network trained on the probe's own labels: it says what the
+corpus of images lets a network learn.
 """
 
 import argparse
@@ -19,10 +20,13 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 import learning_cases as cases  # noqa: E402
-from probe import compare, taught  # noqa: E402
+from probe import compare, compare_rows, taught  # noqa: E402
 
 import dsengine  # noqa: E402
 from dsengine.corpus.synth.worlds import WORLDS  # noqa: E402
+
+ROWS = {"-".join(case): case for case in cases.TABLES}
+NAMES = ("taught", *cases.METHODS, *ROWS)
 
 
 def main() -> None:
@@ -30,24 +34,45 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("out", type=Path)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--methods", nargs="+", choices=("taught", *cases.METHODS), default=("taught", *cases.METHODS))
-    parser.add_argument("--epochs", type=int, help="instead of the method's own")
+    parser.add_argument("--methods", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--epochs", type=int, help="of image methods, instead of their own")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
-        corpus = cases.make_corpus(Path(scratch) / "corpus")
         for seed in args.seeds:
             for name in args.methods:
                 file = args.out / f"{name}-seed{seed}.json"
                 if file.exists():
                     continue
-                found = measure(corpus, Path(scratch) / f"{name}{seed}", name, seed=seed, epochs=args.epochs)
+                found = run(Path(scratch), name, seed=seed, epochs=args.epochs)
                 file.write_text(json.dumps(found, indent=1) + "\n")
                 print(name, seed, found["found"], f"{found['seconds']:.0f} s", flush=True)
 
 
+def run(scratch: Path, name: str, *, seed: int, epochs: int | None) -> dict:
+    """One method on its corpus, which is made where it is missing."""
+    corpus, out = scratch / (name if name in ROWS else "images"), scratch / f"{name}{seed}"
+    if name in ROWS:
+        if not corpus.exists():
+            cases.make_rows(corpus, *ROWS[name])
+        return measure_rows(corpus, out, name, seed=seed)
+    return measure(corpus if corpus.exists() else cases.make_corpus(corpus), out, name, seed=seed, epochs=epochs)
+
+
+def measure_rows(corpus: Path, out: Path, name: str, *, seed: int) -> dict:
+    """One run on pixels or series, for its own number of epochs, and what its features are worth."""
+    begun, used = time.perf_counter(), time.process_time()
+    rows, sensor = cases.ROWS[ROWS[name]]
+    trained = cases.run_of_rows(corpus, out, *ROWS[name], seed=seed)
+    seconds, cpu_s = time.perf_counter() - begun, time.process_time() - used
+    encoder, _ = dsengine.load_encoder(trained.dir, sensor)
+    return {"method": name, "seed": seed, "settings": cases.TABLES[ROWS[name]], "encoder": encoder.recipe, "sensor": sensor,
+            "corpus": {"rows": rows, "seed": 0}, "found": compare_rows(str(corpus), encoder, sensor=sensor, seed=seed),
+            "alarms": sum("alarm" in record for record in trained.metrics), "seconds": round(seconds, 1), "cpu_s": round(cpu_s, 1), "machine": machine()}
+
+
 def measure(corpus: Path, out: Path, name: str, *, seed: int, epochs: int | None) -> dict:
-    """One run and what its features are worth."""
+    """One run on images and what its features are worth."""
     begun, used = time.perf_counter(), time.process_time()
     settings = None if name == "taught" else cases.settings_of(name, seed=seed, epochs=epochs)
     epochs = epochs or (settings or {"train": cases.TRAIN})["train"]["epochs"]
@@ -61,9 +86,13 @@ def measure(corpus: Path, out: Path, name: str, *, seed: int, epochs: int | None
             "corpus": {"patches": 2000, "size": cases.SIZE, "seed": cases.CORPUS_SEED, "world": cases.WORLD,
                        "constants": WORLDS[cases.WORLD]._asdict()},
             "found": compare(str(corpus), encoder, size=cases.SIZE, seed=seed), "alarms": alarms, "seconds": round(seconds, 1),
-            "cpu_s": round(cpu_s, 1),
-            "machine": {"cpus": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), "processor": platform.processor(),
-                        "torch": torch.__version__, "load": os.getloadavg()[0]}}
+            "cpu_s": round(cpu_s, 1), "machine": machine()}
+
+
+def machine() -> dict:
+    """Where it ran."""
+    return {"cpus": len(os.sched_getaffinity(0)), "threads": torch.get_num_threads(), "processor": platform.processor(), "torch": torch.__version__,
+            "load": os.getloadavg()[0]}
 
 
 def _taught(corpus: Path, out: Path, *, seed: int, epochs: int) -> torch.nn.Module:

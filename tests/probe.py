@@ -5,8 +5,10 @@ import torch
 from torch import nn
 
 import dsengine
-from dsengine.corpus import Corpus
+from dsengine.corpus import Corpus, SeriesCorpus
+from dsengine.data.labels import LabelReader
 from dsengine.data.loader import Loader
+from dsengine.data.open import open_heldout
 from dsengine.data.sample import View
 from dsengine.encoders import Features
 from dsengine.engine.whiten import covariance
@@ -74,6 +76,26 @@ def compare(corpus_path: str, encoder: nn.Module, *, size: int, seed: int = 0) -
              for name, model in (("ours", encoder), *floors.items())}
     return {"ours": (float(right["ours"].mean()),),
             **{name: (float(right[name].mean()), *advantage(right["ours"], right[name])) for name in floors}}
+
+
+def compare_rows(corpus_path: str, encoder: nn.Module, *, sensor: str, seed: int = 0) -> dict[str, tuple[float, ...]]:
+    """What `compare` gives, of pixels or series of a sensor: {"ours", "random", "numbers" (the z-scores themselves)}."""
+    corpus = dsengine.open_corpus(corpus_path)
+    train, test = corpus.rows("train"), np.concatenate((corpus.rows("val"), corpus.rows("test")))
+    labels = LabelReader(corpus, "landcover")
+    y, t = (labels.read(rows, None).numpy() for rows in (train, test))
+    seen = {name: rows_of(corpus, model, sensor) for name, model in (("ours", encoder), ("random", untrained(encoder, seed=seed)), ("numbers", None))}
+    right = {name: probe(x[train], y, x[test], t) for name, x in seen.items()}
+    return {"ours": (float(right["ours"].mean()),),
+            **{name: (float(right[name].mean()), *advantage(right["ours"], right[name])) for name in ("random", "numbers")}}
+
+
+@torch.no_grad()
+def rows_of(corpus: SeriesCorpus, encoder: nn.Module | None, sensor: str) -> np.ndarray:
+    """(N, D) features of all of a sensor's pixels or series; of no encoder, their z-scores, 0 where there is no data."""
+    with open_heldout(corpus, (View(sensor=sensor),), 512, split="all") as batches:
+        found = [batch.views[0].nan_to_num().flatten(1) if encoder is None else encoder.eval()(batch.views[0]).pooled for batch in batches]
+    return torch.cat(found).float().numpy()
 
 
 def untrained(encoder: nn.Module, *, seed: int) -> nn.Module:

@@ -3,22 +3,15 @@
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 import learning_cases as cases  # noqa: E402
 from archives import unpack  # noqa: E402
-from probe import advantage, compare, probe, taught, untrained  # noqa: E402
+from probe import compare, compare_rows, taught  # noqa: E402
 
 import dsengine
 from dsengine import cli, plugin
-from dsengine.corpus import SeriesCorpus
-from dsengine.corpus.synth.series import synthesize_series
-from dsengine.data.labels import LabelReader
-from dsengine.data.open import open_heldout
-from dsengine.data.sample import View
 
 IMAGES = [name for name in plugin.names("dsengine.methods") if name not in ("scarf", "supervised")]
 SMALL = {"byol": {"hidden": 1024}, "simsiam": {"dim": 512, "hidden": 128}, "csf": {"warmup": 0, "ramp": 2}}
@@ -52,33 +45,14 @@ def test_supervised_training_raises_the_accuracy_and_its_corpus_can_tell_network
 
 
 @pytest.mark.learning
-@pytest.mark.parametrize("kind, method", [
-    ("pixels", "simclr"),
-    pytest.param("pixels", "scarf", marks=pytest.mark.xfail(reason="0.720 right, numbers 0.492, untrained 0.712: +0.008 [-0.002]", raises=AssertionError)),
-    ("series", "simclr"),
-    pytest.param("series", "scarf", marks=pytest.mark.xfail(reason="0.917 right, untrained 0.829, numbers 0.936", raises=AssertionError)),
-])
+@pytest.mark.parametrize("kind, method", list(cases.TABLES))
 def test_features_of_rows_beat_the_numbers_and_an_untrained_encoder(tmp_path: Path, kind: str, method: str) -> None:
-    made = synthesize_series(tmp_path / kind, kind=kind, num_rows=cases.ROWS.get((kind, method), 8192), seed=0)
-    sensor = "s2" if method == "simclr" else cases.TABLES[kind, method]["method"].get("sensor")
-    run = dsengine.train(corpus=str(made), out=str(tmp_path / "run"), device={"gpus": 0}, **cases.TABLES[kind, method])
-    corpus = dsengine.open_corpus(made)
-    encoder, _ = dsengine.load_encoder(run.dir, sensor or "all")
-    train, test = corpus.rows("train"), np.concatenate((corpus.rows("val"), corpus.rows("test")))
-    labels = LabelReader(corpus, "landcover")
-    right = [probe(rows_of(corpus, train, model, sensor), labels.read(train, None).numpy(), rows_of(corpus, test, model, sensor),
-                   labels.read(test, None).numpy()) for model in (encoder, untrained(encoder, seed=0), None)]
-    found = {name: (float(other.mean()), *advantage(right[0], other)) for name, other in zip(("untrained", "numbers"), right[1:], strict=True)}
-    print(f"\n{method}, {kind}: {right[0].mean():.3f} {found}")
-    assert all(lower > 0 for _, _, lower in found.values()), found
-
-
-@torch.no_grad()
-def rows_of(corpus: SeriesCorpus, rows: np.ndarray, encoder: torch.nn.Module | None, sensor: str | None) -> np.ndarray:
-    """(N, D) features of a sensor's pixels or series; of no encoder, their z-scores, 0 where there is no data."""
-    with open_heldout(corpus, (View(sensor=sensor),), 512, split="all") as batches:
-        found = [batch.views[0].nan_to_num().flatten(1) if encoder is None else encoder.eval()(batch.views[0]).pooled for batch in batches]
-    return torch.cat(found).float().numpy()[rows]
+    made, sensor = cases.make_rows(tmp_path / kind, kind, method), cases.ROWS[kind, method][1]
+    run = cases.run_of_rows(made, tmp_path / "run", kind, method)
+    encoder, _ = dsengine.load_encoder(run.dir, sensor)
+    found = compare_rows(str(made), encoder, sensor=sensor)
+    print(f"\n{method}, {kind}: {found}")
+    assert all(found[other][2] > 0 for other in ("random", "numbers")), found
 
 
 UNSTOPPED = '''
