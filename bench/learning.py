@@ -44,12 +44,12 @@ def main() -> None:
                 file = args.out / f"{name}-seed{seed}.json"
                 if file.exists():
                     continue
-                found = run(Path(scratch), name, seed=seed, epochs=args.epochs)
+                found = result(Path(scratch), name, seed=seed, epochs=args.epochs)
                 file.write_text(json.dumps(found, indent=1) + "\n")
                 print(name, seed, found["found"], f"{found['seconds']:.0f} s", flush=True)
 
 
-def run(scratch: Path, name: str, *, seed: int, epochs: int | None) -> dict:
+def result(scratch: Path, name: str, *, seed: int, epochs: int | None) -> dict:
     """One method on its corpus, which is made where it is missing."""
     corpus, out = scratch / (name if name in ROWS else "images"), scratch / f"{name}{seed}"
     if name in ROWS:

@@ -29,7 +29,7 @@ METHODS = {
 }
 
 # Pixels and series, by kind of corpus and method: rows, and the sensor that is probed; settings of scarf were chosen on corpus seed 1.
-ROWS = {("pixels", "simclr"): (16384, "s2"), ("pixels", "scarf"): (16384, "planet"), ("series", "simclr"): (8192, "s2"),
+ROWS = {("pixels", "simclr"): (16384, "s2"), ("pixels", "scarf"): (16384, "planet"), ("series", "simclr"): (8192, "planet"),
         ("series", "scarf"): (8192, "planet")}
 TABLES = {
     ("pixels", "simclr"): {"encoder": "resmlp", "method": {"name": "simclr", "modalities": ["s2", "planet"]},
