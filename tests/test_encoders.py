@@ -14,6 +14,13 @@ TOTALS = {"resnet18": 11_211_008, "resnet34": 21_319_168, "resnet18_attn": 11_62
 EXPECTED = Path(__file__).parent / "expected"
 
 
+@pytest.mark.parametrize("name", ["resnet18", "resmlp", "temporal"])
+@pytest.mark.parametrize("channels", [0, -1])
+def test_an_encoder_of_no_bands_is_refused(name: str, channels: int) -> None:
+    with pytest.raises(UsageError, match=f"build_encoder: in_channels={channels}: must be 1 or more"):
+        dsengine.build_encoder(name, channels)
+
+
 @pytest.mark.parametrize("name", TOTALS)
 def test_trainable_parameters_and_shapes_are_the_papers(name: str) -> None:
     encoder = dsengine.build_encoder(name, in_channels=14)

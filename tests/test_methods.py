@@ -1,6 +1,7 @@
 """Methods: one contract for all."""
 
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from method_cases import BANDS, CASES, METHODS, SMALL, Tiny, make, make_batch  # noqa: E402
 
 import dsengine
+from dsengine import plugin
 from dsengine.engine.optim import make_optimizer, set_learning_rate
 from dsengine.engine.settings import TrainConfig
 from dsengine.errors import UsageError
@@ -133,6 +135,46 @@ def test_the_predictor_alone_learns_at_its_own_rate(name: str, scheduled: bool) 
     for wrong in (0, -1.0, math.nan, math.inf):
         with pytest.raises(UsageError, match="method.predictor_lr_scale=.*: must be above 0 and finite"):
             make(name, predictor_lr_scale=wrong)
+
+
+@pytest.mark.parametrize("name, setting, legal", [
+    *((name, {key: wrong}, f"{key}={wrong}: must be 1 or more") for name, key in (
+        ("scarf", "hidden"), ("scarf", "out"), ("simclr", "hidden"), ("simclr", "out"), ("byol", "hidden"), ("byol", "out"), ("simsiam", "dim"),
+        ("simsiam", "hidden"), ("supervised", "channels"), ("vae", "latent")) for wrong in (0, -1)),
+    *((name, {key: wrong}, f"{key}={wrong}: must be above 0 and finite") for name, key in (
+        ("csf", "margin"), ("t2v", "margin"), ("t2v", "scale_km"), ("byol", "scale_km")) for wrong in (0.0, -1.0, math.inf, math.nan)),
+    *((name, {"temperature": wrong}, f"temperature={wrong}: must be in [0.0001, 10000]") for name in ("csf", "simclr", "scarf")
+      for wrong in (0.0, 1e-300, math.inf, math.nan)),
+    *(("vae", {"beta": wrong}, f"beta={wrong}: must be 0 or more and finite") for wrong in (-1.0, math.inf, math.nan)),
+    *(("csf", {key: -1}, f"{key}=-1: must be 0 or more epochs") for key in ("warmup", "ramp")),
+    ("simclr", {"jitter_strength": 2.0}, "jitter_strength=2.0: must be in [0, 1]"),
+    ("byol", {"jitters": -1}, "jitters=-1: must be in [0, 16384]"),
+    ("simsiam", {"band_dropout": 1.5}, "band_dropout=1.5: must be in [0, 1]"),
+    ("byol", {"tau": 1.5}, "tau=1.5: must be in [0, 1]"),
+])
+def test_a_number_that_no_method_can_learn_with_is_refused_by_its_name(name: str, setting: dict, legal: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"method.{legal}")):
+        plugin.configure("dsengine.methods", name, setting)
+
+
+@pytest.mark.parametrize("name, settings, at_fault, where", [
+    ("csf", {"loss": "nce", "margin": 3.0}, "margin=3.0", "loss=nce"),
+    ("csf", {"loss": "nce", "distance": "l1"}, "distance=l1", "loss=nce"),
+    ("csf", {"temperature": 0.2}, "temperature=0.2", "loss=triplet"),
+    ("t2v", {"neighbour": "literal", "scale_km": 3.0}, "scale_km=3.0", "neighbour=literal"),
+    ("byol", {"scale_km": 3.0}, "scale_km=3.0", "second=itself"),
+    ("simclr", {"modalities": ("s2", "s1"), "second": "neighbour"}, "second=neighbour", "modalities"),
+    ("simclr", {"modalities": ("s2", "s1"), "blur": 1.0}, "blur=1.0", "modalities"),
+])
+def test_a_setting_that_does_nothing_beside_another_is_refused(name: str, settings: dict, at_fault: str, where: str) -> None:
+    with pytest.raises(UsageError, match=re.escape(f"method.{at_fault}: does nothing with {where}")):
+        plugin.configure("dsengine.methods", name, settings)
+
+
+@pytest.mark.parametrize("name", plugin.names("dsengine.methods"))
+def test_presets_are_legal(name: str) -> None:
+    for preset in plugin.find("dsengine.methods", name).PRESETS:
+        plugin.configure("dsengine.methods", name, {"preset": preset})
 
 
 def test_scarf_refuses_images() -> None:

@@ -40,6 +40,8 @@ def build_encoder(name: str, in_channels: int = 14, *, bands: Sequence[str] | No
     with the nearest legal ones, and for weights that do not fit. Its `recipe` is its name and the settings of its shape.
     """
     settings = plugin.configure(__name__, name, config)
+    if in_channels < 1:
+        raise UsageError(f"build_encoder: in_channels={in_channels}: must be 1 or more")
     encoder = plugin.find(__name__, name).build(settings, in_channels)
     encoder.recipe = {"name": name, **shape_of(vars(settings))}
     if (path := getattr(settings, "weights", None)) is None:

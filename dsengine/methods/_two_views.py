@@ -2,7 +2,7 @@
 
 Source: the third paper (Jain et al., "Multimodal contrastive learning for remote sensing tasks", 2022) flips, blurs, rotates and
 crop-resizes both views, one a random band of Sentinel-2, the other one of Sentinel-1. It gives no strengths and its code was not found;
-ours are SimSiam's, but for the colour jitter, which a single band cannot show. `second=neighbour` is not of the paper: the second view is
+ours are SimSiam's, but for the colour jitter, of which a single band shows brightness and contrast alone. `second=neighbour` is not of the paper: the second view is
 of a patch nearby, so that date, light and haze are not what the two have in common (Tile2Vec's neighbours; Ayush et al., "Geography-aware
 self-supervised learning", ICCV 2021, take the same place at another date).
 """
@@ -13,6 +13,7 @@ from typing import Literal
 from dsengine.augment.params import Augment
 from dsengine.data.sample import View
 from dsengine.errors import UsageError
+from dsengine.methods._legal import above_zero, untouched, within
 
 MS_BANDS = ("B02", "B03", "B04", "B05", "B06", "B07", "B08", "B8A", "B11", "B12")  # the ten bands of 10 and 20 m
 SAR_BANDS = ("VV", "VH")
@@ -39,8 +40,11 @@ class TwoViews:
     def __post_init__(self) -> None:
         if self.pair == "bands" and self.band_dropout:
             raise UsageError(f"band_dropout={self.band_dropout}: a view of one band has none to drop; legal with pair=bands: 0")
-        if not self.scale_km > 0:
-            raise UsageError(f"scale_km={self.scale_km}: must be above 0")
+        above_zero(self, "scale_km")
+        for name, most in (("jitters", 2**14), ("jitter_strength", 1), ("band_dropout", 1)):
+            within(self, name, 0, most)
+        if self.second == "itself":
+            untouched(self, "scale_km", where="second=itself")
         self.views()  # checks the rest
 
     def views(self) -> tuple[View, View]:

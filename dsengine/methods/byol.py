@@ -24,8 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsengine.data.sample import Batch, View
-from dsengine.errors import UsageError
 from dsengine.methods import Group, Method, by_view
+from dsengine.methods._legal import above_zero, at_least_one, within
 from dsengine.methods._two_views import TwoViews
 from dsengine.nn.collapse import spread
 from dsengine.nn.ema import follow_, follower, tau_at
@@ -51,10 +51,9 @@ class Config(TwoViews):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 <= self.tau <= 1:
-            raise UsageError(f"tau={self.tau}: must be in [0, 1]")
-        if not 0 < self.predictor_lr_scale < float("inf"):
-            raise UsageError(f"predictor_lr_scale={self.predictor_lr_scale}: must be above 0 and finite")
+        within(self, "tau", 0, 1)
+        at_least_one(self, "hidden", "out")
+        above_zero(self, "predictor_lr_scale")
 
 
 class BYOL(Method):

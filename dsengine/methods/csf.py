@@ -30,6 +30,7 @@ from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
 from dsengine.kernels import info_nce, triplet
 from dsengine.methods import Method, by_view, map_of
+from dsengine.methods._legal import TEMPERATURES, above_zero, untouched, within
 from dsengine.nn import noise
 from dsengine.nn.collapse import spread
 
@@ -62,12 +63,14 @@ class Config:
     ramp: int = 10  # epochs from the first to the second
 
     def __post_init__(self) -> None:
-        if not self.margin > 0:
-            raise UsageError(f"margin={self.margin}: must be above 0")
-        if not self.temperature > 0:
-            raise UsageError(f"temperature={self.temperature}: must be above 0")
+        above_zero(self, "margin")
+        within(self, "temperature", *TEMPERATURES)
+        for name in ("warmup", "ramp"):
+            if (epochs := getattr(self, name)) < 0:
+                raise UsageError(f"{name}={epochs}: must be 0 or more epochs")
         if self.loss == "nce" and (self.per_cell or not self.normalize):
             raise UsageError("loss=nce: compares pooled, normalised features; legal with per_cell=false and normalize=true alone")
+        untouched(self, *(("margin", "distance") if self.loss == "nce" else ("temperature",)), where=f"loss={self.loss}")
         _views(self)  # checks the rest
 
 

@@ -1,4 +1,4 @@
-"""SCARF: a row of a table and the same row with most of its cells replaced must find each other.
+"""SCARF: a row of a table and the same row with many of its cells replaced must find each other.
 
     x~_ij = x_ij, or with probability 0.6 the cell j of another row drawn for this cell alone
     loss  = NT-Xent(projector(encoder(x)), projector(encoder(x~)))
@@ -10,6 +10,9 @@ Sources: Bahri et al., "SCARF: self-supervised contrastive learning using random
 - every sample has its own mask, keyed by seed, step and sample id, and the batch is never written to: the second paper's code corrupts
   in place, so that its two views are one tensor, takes the same columns for the whole batch and all values from one row, and corrupts
   every other batch. `preset=parity` has its rate (20 %), temperature and heads, not those faults.
+- a cell is replaced with that probability whatever becomes of the others; algorithm 1 replaces floor(0.6 M) of a row's M cells. At low rates
+  some rows stay as they are (rate 0.05 of 36 cells: one in six), and the loss has nothing to say of them but against the others.
+- the loss is NT-Xent of both views, each against all other rows of both; algorithm 1 looks from the row to the corrupted ones only.
 - what has no data stays so, and nothing loses its data by corruption: rates are of the cells that are there.
 """
 
@@ -22,6 +25,7 @@ from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
 from dsengine.kernels import nt_xent
 from dsengine.methods import Method, by_view
+from dsengine.methods._legal import TEMPERATURES, at_least_one, within
 from dsengine.nn import noise
 from dsengine.nn.collapse import spread
 from dsengine.nn.heads import mlp
@@ -44,8 +48,8 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 < self.rate < 1:
             raise UsageError(f"rate={self.rate}: must be in (0, 1)")
-        if not self.temperature > 0:
-            raise UsageError(f"temperature={self.temperature}: must be above 0")
+        within(self, "temperature", *TEMPERATURES)
+        at_least_one(self, "hidden", "out")
 
 
 class Scarf(Method):

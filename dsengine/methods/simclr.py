@@ -13,7 +13,7 @@ them can be deployed alone. What to know, and where we depart:
 - of one modality, the views are those of SimSiam without colour jitter (see `_two_views`); `jitters` adds it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
 from dsengine.kernels import nt_xent
 from dsengine.methods import Method, by_view
+from dsengine.methods._legal import TEMPERATURES, at_least_one, untouched, within
 from dsengine.methods._two_views import TwoViews
 from dsengine.nn.collapse import spread
 from dsengine.nn.heads import mlp
@@ -40,10 +41,12 @@ class Config(TwoViews):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not self.temperature > 0:
-            raise UsageError(f"temperature={self.temperature}: must be above 0")
+        within(self, "temperature", *TEMPERATURES)
+        at_least_one(self, "hidden", "out")
         if len(self.modalities) == 1 or len(set(self.modalities)) != len(self.modalities):
             raise UsageError(f"modalities={list(self.modalities)}: legal: none, or two sensors or more, each once")
+        if self.modalities:
+            untouched(self, *(field.name for field in fields(TwoViews)), where="modalities, which are shown as they are")
 
 
 class SimCLR(Method):

@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dsengine.data.sample import Batch, View
-from dsengine.errors import UsageError
 from dsengine.methods import Group, Method, by_view
+from dsengine.methods._legal import above_zero, at_least_one
 from dsengine.methods._two_views import TwoViews
 from dsengine.nn.collapse import spread
 from dsengine.nn.heads import mlp
@@ -44,8 +44,8 @@ class Config(TwoViews):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.predictor_lr_scale < float("inf"):
-            raise UsageError(f"predictor_lr_scale={self.predictor_lr_scale}: must be above 0 and finite")
+        at_least_one(self, "dim", "hidden")
+        above_zero(self, "predictor_lr_scale")
 
 
 class SimSiam(Method):

@@ -24,6 +24,7 @@ from dsengine.data.sample import Batch, View
 from dsengine.dist import gather_rows
 from dsengine.errors import UsageError, nearest
 from dsengine.methods import Method, map_of
+from dsengine.methods._legal import at_least_one
 from dsengine.nn.collapse import spread
 from dsengine.nn.heads import Decoder
 
@@ -41,6 +42,9 @@ class Config:
     kind: Literal["class", "multilabel", "classmap"] | None = None
     channels: int | None = None  # of the output, at least as many as there are classes
     dihedral: Literal["none", "independent"] = "none"  # flips and quarter turns
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "channels")
 
 
 class Supervised(Method):

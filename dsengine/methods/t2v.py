@@ -26,6 +26,7 @@ from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
 from dsengine.kernels import triplet
 from dsengine.methods import Method, by_view, map_of
+from dsengine.methods._legal import above_zero, untouched
 from dsengine.nn.collapse import spread
 
 TAKES = ("patches",)
@@ -46,9 +47,9 @@ class Config:
     dihedral: Literal["none", "independent"] = "independent"  # flips and quarter turns of each member
 
     def __post_init__(self) -> None:
-        for name in ("margin", "scale_km"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name}={getattr(self, name)}: must be above 0")
+        above_zero(self, "margin", "scale_km")
+        if self.neighbour == "literal":
+            untouched(self, "scale_km", where="neighbour=literal")
 
 
 class T2V(Method):

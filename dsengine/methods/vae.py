@@ -25,6 +25,7 @@ from dsengine.augment.params import Augment
 from dsengine.data.sample import Batch, View
 from dsengine.errors import UsageError
 from dsengine.methods import Method, map_of
+from dsengine.methods._legal import at_least_one
 from dsengine.nn import noise
 from dsengine.nn.collapse import spread
 from dsengine.nn.heads import Decoder
@@ -44,10 +45,9 @@ class Config:
     dihedral: Literal["none", "independent"] = "none"  # flips and quarter turns
 
     def __post_init__(self) -> None:
-        if not self.beta >= 0:
-            raise UsageError(f"beta={self.beta}: must be 0 or more")
-        if self.latent < 1:
-            raise UsageError(f"latent={self.latent}: must be 1 or more")
+        if not 0 <= self.beta < float("inf"):
+            raise UsageError(f"beta={self.beta}: must be 0 or more and finite")
+        at_least_one(self, "latent")
 
 
 class VAE(Method):
