@@ -43,10 +43,18 @@ def main() -> None:
             for name in args.methods:
                 file = args.out / f"{name}-seed{seed}.json"
                 if file.exists():
+                    same_settings(file, name, seed=seed, epochs=args.epochs)
                     continue
                 found = result(Path(scratch), name, seed=seed, epochs=args.epochs)
                 file.write_text(json.dumps(found, indent=1) + "\n")
                 print(name, seed, found["found"], f"{found['seconds']:.0f} s", flush=True)
+
+
+def same_settings(file: Path, name: str, *, seed: int, epochs: int | None) -> None:
+    """Ends the script where a file that is there is of other settings than those that were asked for."""
+    wanted = None if name == "taught" else cases.TABLES[ROWS[name]] if name in ROWS else cases.settings_of(name, seed=seed, epochs=epochs)
+    if (found := json.loads(file.read_text())["settings"]) != json.loads(json.dumps(wanted)):
+        raise SystemExit(f"{file} was made with other settings: {found}, not {wanted}; move it away or name another OUT")
 
 
 def result(scratch: Path, name: str, *, seed: int, epochs: int | None) -> dict:
@@ -83,7 +91,7 @@ def measure(corpus: Path, out: Path, name: str, *, seed: int, epochs: int | None
         encoder, alarms = run.encoder, sum("alarm" in record for record in run.metrics)
     seconds, cpu_s = time.perf_counter() - begun, time.process_time() - used
     return {"method": name, "seed": seed, "settings": settings, "encoder": encoder.recipe, "epochs": epochs,
-            "corpus": {"patches": 2000, "size": cases.SIZE, "seed": cases.CORPUS_SEED, "world": cases.WORLD,
+            "corpus": {"patches": cases.NUM_PATCHES, "fractions": cases.FRACTIONS, "size": cases.SIZE, "seed": cases.CORPUS_SEED, "world": cases.WORLD,
                        "constants": WORLDS[cases.WORLD]._asdict()},
             "found": compare(str(corpus), encoder, size=cases.SIZE, seed=seed), "alarms": alarms, "seconds": round(seconds, 1),
             "cpu_s": round(cpu_s, 1), "machine": machine()}

@@ -116,8 +116,8 @@ def build(out: Path, source: str, *words: str) -> None:
 @pytest.mark.learning
 @pytest.mark.parametrize("name", IMAGES)
 def test_fifty_steps_on_real_imagery_leave_finite_losses_and_their_picture(real: Path, tmp_path: Path, name: str) -> None:
-    run = dsengine.train(corpus=str(real), out=str(tmp_path / "run"), method={"name": name, **SMALL.get(name, {})}, data={"size": 64},
-                         train={"max_steps": 50, "epochs": 1000, "batch_size": 16, "log_steps": 5})
+    run = dsengine.train(corpus=str(real), out=str(tmp_path / "run"), method={"name": name, **SMALL.get(name, {})}, encoder=cases.ENCODER, data={"size": 64},
+                         device={"gpus": 0}, train={"max_steps": 50, "epochs": 1000, "batch_size": 16, "log_steps": 5})
     losses = [record["loss"] for record in run.metrics if "loss" in record]
     assert run.metrics[-1]["step"] == 50 and len(losses) >= 10 and min(losses[-3:]) < losses[0]
     assert (run.dir / "figures" / "loss.png").stat().st_size > 5000
