@@ -2,9 +2,9 @@
 
 Source: the third paper (Jain et al., "Multimodal contrastive learning for remote sensing tasks", 2022) flips, blurs, rotates and
 crop-resizes both views, one a random band of Sentinel-2, the other one of Sentinel-1. It gives no strengths and its code was not found;
-ours are SimSiam's, but for the colour jitter, of which a single band shows brightness and contrast alone. `second=neighbour` is not of the paper: the second view is
-of a patch nearby, so that date, light and haze are not what the two have in common (Tile2Vec's neighbours; Ayush et al., "Geography-aware
-self-supervised learning", ICCV 2021, take the same place at another date).
+ours are SimSiam's, but for the colour jitter, of which a single band shows brightness and contrast alone. `second=neighbour` is not of
+the paper: the second view is of a patch nearby, so that date, light and haze are not what the two have in common (Tile2Vec's neighbours;
+Ayush et al., "Geography-aware self-supervised learning", ICCV 2021, take the same place at another date).
 """
 
 from dataclasses import dataclass, replace
