@@ -56,6 +56,10 @@ def test_features_that_shrink_to_a_point_or_a_line_collapse_and_a_single_odd_bat
     assert alarms.found(records(*[(1.3, -0.4)] * 5))["collapse"] == "z_rank 1.3 with z_uniformity -0.4"
     for looks in ([(1.3, -0.4)] * 4, [(1.3, -0.9)] * 5, [(1.8, -0.4)] * 5, [*[(1.8, -0.9)] * 3, (1.0, 0.0), (1.0, 0.0)]):
         assert alarms.collapsed(records(*looks)) == "", looks
+    assert alarms.collapsed(records(*[(1.3, -0.4)] * 5), attracts=False) == ""  # what a VAE learns first, brightness, is one line
+    assert "z_std" in alarms.collapsed([{"z_std": 0.01, "z_rank": 1.0}], attracts=False)
+    watches = [alarms.Watch(attracts=attracts) for attracts in (True, False)]
+    assert ["collapse" in [watch.look(dict(r)) for r in records(*[(1.3, -0.4)] * 5)][-1] for watch in watches] == [True, False]
 
 
 def test_a_gradient_that_is_silent_at_every_look_is_dead_and_one_that_comes_back_is_not() -> None:

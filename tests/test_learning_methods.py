@@ -29,10 +29,7 @@ def test_features_beat_those_of_an_untrained_encoder_and_image_statistics(corpus
     found = compare(str(corpus), run.encoder, size=cases.SIZE)
     print(f"\n{name}: {found}")
     assert all(found[other][2] > 0 for other in ("random", "statistics")), found
-    if alarmed := [record["step"] for record in run.metrics if "collapse" in record.get("alarm", "")]:
-        if name == "vae":
-            pytest.xfail(f"steps {alarmed}: nothing in its loss pulls features together, but its untrained ones lie near a line")
-        pytest.fail(f"collapse alarms at steps {alarmed}")
+    assert not any("collapse" in record.get("alarm", "") for record in run.metrics)
 
 
 @pytest.mark.learning

@@ -34,15 +34,15 @@ OF_A_STEP = ("loss spike", "collapse", "dead gradients")  # kinds that a capture
 class Watch:
     """The records of a run so far, as far back as alarms look, and the alarms that are on."""
 
-    def __init__(self, advice: str = "") -> None:
-        self._advice = advice
+    def __init__(self, advice: str = "", *, attracts: bool = True) -> None:
+        self._advice, self._attracts = advice, attracts
         self._records: deque[dict] = deque(maxlen=WINDOW + 1)
         self._on: set[str] = set()
 
     def look(self, record: dict) -> dict[str, str]:
         """{kind: sentence} of the alarms that begin with `record`; it gets an entry "alarm" with all that are on."""
         self._records.append(record)
-        now = found(list(self._records), self._advice)
+        now = found(list(self._records), self._advice, attracts=self._attracts)
         if now:
             record["alarm"] = "; ".join(f"{kind}: {sentence}" for kind, sentence in now.items())
         begun = {kind: sentence for kind, sentence in now.items() if kind not in self._on}
@@ -50,21 +50,22 @@ class Watch:
         return begun
 
 
-def found(records: Sequence[dict], advice: str = "") -> dict[str, str]:
+def found(records: Sequence[dict], advice: str = "", *, attracts: bool = True) -> dict[str, str]:
     """{kind: sentence} of what the last of `records` (ascending, at least the last WINDOW + 1 there are) warns of.
 
-    advice: what to do about waiting for data (`advice`), the end of that sentence.
+    advice: what to do about waiting for data (`advice`), the end of that sentence. attracts: whether the loss draws features together (`collapsed`).
     """
-    asked = {"loss spike": _spike(records), "collapse": collapsed(records), "dead gradients": _dead(records),
+    asked = {"loss spike": _spike(records), "collapse": collapsed(records, attracts=attracts), "dead gradients": _dead(records),
              "data wait": _waiting(records, advice), "slow rank": _slow(records)}
     return {kind: sentence for kind, sentence in asked.items() if sentence}
 
 
-def collapsed(records: Sequence[dict]) -> str:
+def collapsed(records: Sequence[dict], *, attracts: bool = True) -> str:
     """What has collapsed by the last of `records`, such as "feature_std 0.004"; "" when nothing has.
 
     One point: at once. One line: by the median of the last records, of rank and uniformity both, for a single batch of few samples says little
-    of either, and features that lie along a line but far apart still tell samples apart.
+    of either, and features that lie along a line but far apart still tell samples apart. Not asked of a loss that does not draw features together
+    (`attracts`): of a VAE the line is brightness, which it learns first.
     """
     told, last = [], records[-1]
     for name in [key.removesuffix("_std") for key in last if key.endswith("_std")]:
@@ -72,7 +73,7 @@ def collapsed(records: Sequence[dict]) -> str:
             told.append(f"{name}_std {last[f'{name}_std']:.3g}")
         looks = [(r[f"{name}_rank"], r.get(f"{name}_uniformity", 0.0)) for r in records[-_LOOKS:] if f"{name}_rank" in r]
         rank, uniformity = (statistics.median(values) for values in zip(*looks)) if len(looks) == _LOOKS else (math.inf, -math.inf)
-        if rank < ONE_LINE and uniformity > ONE_HEAP:
+        if attracts and rank < ONE_LINE and uniformity > ONE_HEAP:
             told.append(f"{name}_rank {rank:.3g} with {name}_uniformity {uniformity:.3g}")
     return ", ".join(told)
 

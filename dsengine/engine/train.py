@@ -120,7 +120,7 @@ def train(config: RunConfig, run: Path, *, world: World, device: torch.device, r
         captures = Captures(run=run, config=config, corpus=corpus, views=views, loading=common, world=world, device=device)
         meter, clock = Meter(), Clock(method.encoders, world=world, device=device)
         watch = alarms.Watch(alarms.advice(kept=loader.tier.kind, kept_why=loader.tier.reason, threads=config.data.threads,
-                                           prefetch=loader.prefetch, device=device.type))
+                                           prefetch=loader.prefetch, device=device.type), attracts=method.attracts)
         profiler = stack.enter_context(profile.Profiler(run, method, device=device, world=world)) if setting.profile and world.rank == 0 else None
         batches = loader if profiler is None else profiler.waiting(loader)
         wanted = ""  # why the next step is to be captured

@@ -45,6 +45,7 @@ class Method(nn.Module):
     encoders: nn.ModuleDict  # name -> encoder: what evaluation and export take away
     label: str | None = None  # the label that `Batch.label` is to hold
     mean_over_samples: bool = False  # whether the loss is a mean over samples, of what each of them has by itself
+    attracts: bool = True  # whether the loss draws features together: only then are features along one line a collapse (`engine.alarms`)
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Return {"loss": () at least float32, ...}.

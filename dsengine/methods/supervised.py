@@ -50,6 +50,8 @@ class Config:
 class Supervised(Method):
     """One encoder, one view, one head."""
 
+    attracts = False  # two classes lie along one line
+
     def __init__(self, config: Config, encoders: dict[str, nn.Module]) -> None:
         super().__init__()
         self.config = config

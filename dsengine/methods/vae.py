@@ -54,6 +54,7 @@ class VAE(Method):
     """One encoder with a map, one view."""
 
     mean_over_samples = True
+    attracts = False  # first it learns how bright an image is, which is one line
 
     def __init__(self, config: Config, encoders: dict[str, nn.Module]) -> None:
         super().__init__()

@@ -101,7 +101,8 @@ def _chart(runs: Sequence[RunFolder], name: str, title: str, y_label: str, *, ze
         lines.append(Line(run.name, steps[kept], factor * values[kept], colour=k))
     if not any(len(line.x) for line in lines):
         return None
-    note = "" if limit is None else f"red: an alarm below this, where uniformity is above {alarms.ONE_HEAP:g}" if name.endswith("_rank") else "red: an alarm below this"
+    condition = f", where uniformity is above {alarms.ONE_HEAP:g} and the loss draws features together" if name.endswith("_rank") else ""
+    note = "" if limit is None else f"red: an alarm below this{condition}"
     return line_chart(title, lines, x_label=STEP, y_label=y_label, zero=zero, limit=limit, note=note, named=len(runs) > 1)
 
 
