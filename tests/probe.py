@@ -24,15 +24,15 @@ def targets(corpus: Corpus, rows: np.ndarray, name: str = "landcover") -> np.nda
 
 
 @torch.no_grad()
-def features(corpus: Corpus, rows: np.ndarray, encoder: nn.Module | None, *, size: int) -> np.ndarray:
-    """(N, D) pooled features of one fixed crop each; of no encoder, mean and standard deviation of every band."""
+def features(corpus: Corpus, encoder: nn.Module | None, *, size: int) -> np.ndarray:
+    """(N, D) pooled features of one fixed crop of every row; of no encoder, mean and standard deviation of every band."""
     found = {}
     with Loader.heldout(corpus, (View(size=size),), batch_size=64, split="all") as loader:
         for batch in loader:
             x = batch.views[0]
             out = torch.cat((x.mean((2, 3)), x.std((2, 3))), dim=1) if encoder is None else encoder.eval()(x).pooled
             found.update(zip(batch.sample_id.tolist(), out.float().numpy()))
-    return np.stack([found[row] for row in rows])
+    return np.stack([found[row] for row in range(len(corpus))])
 
 
 def probe(train_x: np.ndarray, train_y: np.ndarray, test_x: np.ndarray, test_y: np.ndarray) -> np.ndarray:
@@ -77,8 +77,8 @@ def compare(corpus_path: str, encoder: nn.Module, *, size: int, seed: int = 0) -
     whitening.matrix.copy_(whitener(covariance(corpus, View(), where=None, size=size)))
     floors = {"random": untrained(encoder, seed=seed), "statistics": None, "whitened statistics": Statistics(whitening)}
     y, t = targets(corpus, train), targets(corpus, test)
-    right = {name: probe(features(corpus, train, model, size=size), y, features(corpus, test, model, size=size), t)
-             for name, model in (("ours", encoder), *floors.items())}
+    seen = {name: features(corpus, model, size=size) for name, model in (("ours", encoder), *floors.items())}
+    right = {name: probe(x[train], y, x[test], t) for name, x in seen.items()}
     return {"ours": (float(right["ours"].mean()),),
             **{name: (float(right[name].mean()), *advantage(right["ours"], right[name], test // CLUSTER)) for name in floors}}
 
