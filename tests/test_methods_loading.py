@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import dsengine
 from dsengine.augment.params import Augment
 from dsengine.corpus import Corpus
+from dsengine.data import labels
 from dsengine.data.labels import LabelReader, label_tables
 from dsengine.data.loader import Loader
 from dsengine.data.reference import ReferenceLoader
@@ -62,6 +63,20 @@ def test_a_class_map_is_cut_and_turned_like_its_view(corpus: Corpus, dihedral: s
         got = batch.label[row]
         assert all((got[square == value] == number).all() for number, value in enumerate(values))
     assert batch.label.dtype == torch.int64 and batch.label.min() >= 0
+
+
+@pytest.mark.parametrize("resident, epochs_read", [("ram", 1), ("none", 2)])
+def test_class_maps_are_read_once_where_patches_are_kept(corpus: Corpus, monkeypatch: pytest.MonkeyPatch, resident: str, epochs_read: int) -> None:
+    read, seen = labels.read_rows, []
+    monkeypatch.setattr(labels, "read_rows", lambda array, rows, name: (seen.extend(rows), read(array, rows, name))[1])
+    steps = 2 * (len(corpus.rows("train")) // 8)
+    with Loader(corpus, (View(size=16),), 8, seed=3, label="landcover", resident=resident, prefetch=0) as loader:
+        got = [next(loader) for _ in range(steps)]
+    with Loader(corpus, (View(size=16),), 8, seed=3, label="landcover", resident="none", prefetch=0) as other:
+        assert all(torch.equal(batch.label, next(other).label) for batch in got)
+    of_other = steps * 8
+    counts = np.bincount(seen[:len(seen) - of_other])
+    assert counts.max() == epochs_read and counts.sum() <= steps * 8
 
 
 class Stored:

@@ -1,6 +1,7 @@
 """Labels of a corpus as training sees them: class numbers 0, 1, ... in the order of the class table, -1 where there is none.
 
-A class map is cut and turned with the sample's first view. Vectors are read once; maps batch by batch, by zarr-python.
+A class map is cut and turned with the sample's first view. Vectors are read once; maps by zarr-python, batch by batch or, where patches are kept
+in memory, once each.
 """
 
 from collections.abc import Mapping
@@ -35,15 +36,18 @@ def label_tables(corpus: Corpus | SeriesCorpus) -> Mapping[str, Labels]:
 
 
 class LabelReader:
-    """Reads one label of `corpus` for batches of rows."""
+    """Reads one label of `corpus` for batches of rows. keep: every class map stays in memory once it was asked for."""
 
-    def __init__(self, corpus: Corpus | SeriesCorpus, name: str) -> None:
+    def __init__(self, corpus: Corpus | SeriesCorpus, name: str, *, keep: bool = False) -> None:
         tables = label_tables(corpus)
         if name not in tables:
             raise UsageError(f"label {name!r} is not in {corpus.path}" + (f", {nearest(name, tables)}" if tables else ", which has no labels"))
         self._kind, self._values = tables[name].kind, np.array(tables[name].values)
         self._array, self._path = corpus.labels[name], corpus.path / "labels" / name
         self._vector = None if self._kind == "classmap" else read_rows(self._array, slice(None), self._path)
+        keeps = keep and self._vector is None
+        self._kept = np.empty(self._array.shape, self._array.dtype) if keeps else None  # takes memory as it is written
+        self._has = np.zeros(self._array.shape[0] if keeps else 0, bool)
 
     def read(self, ids: np.ndarray, view: Request | None) -> Tensor:
         """Of rows `ids` (B,): (B,) int64 classes; (B, K) float32 of 0 and 1 for multilabel; (B, size, size) int64 of a class map, cut like `view`.
@@ -52,11 +56,20 @@ class LabelReader:
         """
         if self._kind == "multilabel":
             return torch.from_numpy(self._vector[ids].astype(np.float32))
-        stored = read_rows(self._array, ids, self._path) if self._vector is None else self._vector[ids]
+        stored = self._maps(ids) if self._vector is None else self._vector[ids]
         if self._vector is None:
             cut = [_cut(patch, view, row) for row, patch in enumerate(stored)]
             stored = np.stack(cut) if cut else np.zeros((0, view.size, view.size))
         return torch.from_numpy(self._numbers(stored.astype(np.int64)))
+
+    def _maps(self, ids: np.ndarray) -> np.ndarray:
+        if self._kept is None:
+            return read_rows(self._array, ids, self._path)
+        missing = np.unique(ids[~self._has[ids]])
+        if len(missing):
+            self._kept[missing] = read_rows(self._array, missing, self._path)
+            self._has[missing] = True
+        return self._kept[ids]
 
     def _numbers(self, stored: np.ndarray) -> np.ndarray:
         found = np.searchsorted(self._values, stored).clip(max=len(self._values) - 1)

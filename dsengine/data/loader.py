@@ -242,7 +242,7 @@ def produce(plan: LoadPlan, steps: Iterator[order.Step], *, pace: Pace, level: f
     most = -(-plan.global_batch // plan.world) * len({view.of for view in plan.views})
     # Batches ahead, the one being made, the consumer's, and its last one until the next is in its hands; a block a view at most.
     ring = Ring((pace.prefetch + 3) * len(plan.views)) if plan.device.type == "cpu" else None
-    labels = None if plan.label is None else LabelReader(plan.corpus, plan.label)
+    labels = None if plan.label is None else LabelReader(plan.corpus, plan.label, keep=pace.tier.kind != "none")
     with torch.cuda.stream(stream) if stream else nullcontext():  # what is kept is allocated where it is written
         kept = open_kept(plan.layouts, plan.pool, pace.tier, max_batch=most, num_threads=pace.num_threads, device=plan.device)
     with kept as pipeline:
