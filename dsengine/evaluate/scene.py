@@ -108,7 +108,7 @@ def fit(train: Part, val: Part, test_x: np.ndarray, num_classes: int, *, hidden:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(x.shape[1], hidden), nn.ReLU(), nn.Linear(hidden, num_classes))
-    optimizer = torch.optim.Adam(model.parameters(), lr=lr)
+    optimizer = torch.optim.Adam(model.parameters(), lr=lr, fused=True)
     best, curve = None, []
     for epoch, order in enumerate(_orders(len(y), epochs, seed=seed)):
         for ids in order.split(batch):

@@ -78,7 +78,7 @@ def loss_of(logits: Tensor, label: Tensor, weight: Tensor | None = None) -> Tens
 def fit(model: nn.Module, data: Data, schedule: Schedule, *, num_classes: int, device: torch.device,
         each: Callable[[dict[str, float]], None] = lambda record: None) -> list[dict[str, float]]:
     """Train `model` in place; returns a record an epoch and leaves the best epoch's weights in it. RunError for a loss that is not finite."""
-    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=schedule.lr)
+    optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=schedule.lr, fused=True)
     history: list[dict[str, float]] = []
     best, kept = -1.0, copy.deepcopy(model.state_dict())
     batches = data.train()

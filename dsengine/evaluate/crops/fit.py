@@ -48,7 +48,7 @@ def fit(network: nn.Module, train: Part, val: Part, recipe: Recipe, *, lr: float
     Order of rows and dropout are functions of `seed`.
     """
     weight = class_weights(train.y, classes) if recipe.class_weight == "inverse" else None
-    optimizer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=recipe.weight_decay)
+    optimizer = torch.optim.Adam(network.parameters(), lr=lr, weight_decay=recipe.weight_decay, fused=True)
     shuffle = torch.Generator().manual_seed(seed)
     best, best_epoch, state, history = math.inf, 0, None, []
     for epoch in range(1, recipe.epochs + 1):
