@@ -15,11 +15,11 @@ from dsengine.corpus.synth.series import synthesize_series
 from dsengine.engine.api import Run
 
 WORLD, CORPUS_SEED = 3, 2  # settings were chosen on seed 1; on seed 2 t2v had been seen to fail with another learning rate
-NUM_PATCHES, FRACTIONS = 2560, (0.6, 0.05, 0.35)  # 160 clusters: as many to train on as 2,000 patches usually leave, and enough to judge by
+NUM_PATCHES, FRACTIONS = 2560, (0.6, 0.2, 0.2)  # 160 clusters: as many to train on as 2,000 patches usually leave; judged by val and test together
 SIZE = 64  # pixels of a patch; probes see it whole
 CROP = 32  # pixels of what is trained on: a pattern repeats within it, and a step takes a quarter of the time
 ENCODER = {"name": "resnet18", "stem": "imagenet"}
-TRAIN = {"epochs": 12, "batch_size": 64, "lr": 1e-3, "schedule": "cosine", "warmup_steps": 20, "checkpoint_steps": 10**6, "heldout_samples": 128}
+TRAIN = {"epochs": 5, "batch_size": 64, "lr": 1e-3, "schedule": "cosine", "warmup_steps": 20, "checkpoint_steps": 10**6, "heldout_samples": 128}
 NEARBY = {"blur": 0.0, "crop_area": (0.9, 1.0), "crop_ratio": (0.95, 1.05), "second": "neighbour"}  # what patches nearby share is their class
 GENTLE = {"lr": 2e-4, "optimizer": "adamw", "weight_decay": 0.05}  # of one negative: at 1e-3 t2v's features say less than an untrained encoder's
 # Without negatives: a predictor that lags, or a network that begins far from its shortcuts, lets the features fall to a few directions.
@@ -27,12 +27,12 @@ LATE = {"lr": 5e-4, "optimizer": "adamw", "weight_decay": 0.05, "warmup_steps": 
 SHORTCUTS = {"zero_init_residual": True}
 METHODS = {
     "vae": {"method": {"dihedral": "independent"}, "encoder": {"stem": "paper"}},  # a map of 2 x 2 cells to draw 32 px from; the other stem leaves one
-    "t2v": {"train": GENTLE},
+    "t2v": {"train": {**GENTLE, "epochs": 7}},
     "csf": {"method": {"loss": "nce", "jitters": (0, 0), "band_dropout": (0.66, 0.66), "shift_px": (16, 16), "dihedral": "independent", "warmup": 0,
                        "ramp": 0}},
     "simclr": {"method": {**NEARBY, "temperature": 0.2}},
-    "byol": {"method": {**NEARBY, "hidden": 1024, "predictor_lr_scale": 20}, "encoder": SHORTCUTS, "train": {**LATE, "epochs": 18}},
-    "simsiam": {"method": {**NEARBY, "dim": 512, "hidden": 512, "predictor_lr_scale": 20}, "encoder": SHORTCUTS, "train": {**LATE, "epochs": 24}},
+    "byol": {"method": {**NEARBY, "hidden": 1024, "predictor_lr_scale": 20}, "encoder": SHORTCUTS, "train": {**LATE, "epochs": 12}},
+    "simsiam": {"method": {**NEARBY, "dim": 512, "hidden": 512, "predictor_lr_scale": 20}, "encoder": SHORTCUTS, "train": {**LATE, "epochs": 12}},
 }
 
 # Pixels and series, by kind of corpus and method: rows, and the sensor that is probed; settings of scarf were chosen on corpus seed 1.
@@ -46,9 +46,9 @@ TABLES = {
     ("pixels", "scarf"): {"encoder": {"name": "resmlp", "width": 64}, "method": {"name": "scarf", "sensor": "planet", "rate": 0.05, "temperature": 0.1},
                           "train": {"epochs": 24, "batch_size": 256, "lr": 2e-3, "schedule": "cosine"}},
     ("series", "simclr"): {"encoder": {"name": "temporal", "preset": "code"}, "method": {"name": "simclr", "modalities": ["s2", "planet"]},
-                           "train": {"epochs": 12, "batch_size": 256, "lr": 1e-3, "schedule": "cosine"}},
+                           "train": {"epochs": 6, "batch_size": 256, "lr": 1e-3, "schedule": "cosine"}},
     ("series", "scarf"): {"encoder": {"name": "temporal", "preset": "code"}, "method": {"name": "scarf", "sensor": "planet", "rate": 0.2, "temperature": 0.1},
-                          "train": {"epochs": 12, "batch_size": 256, "lr": 1e-3, "schedule": "cosine"}},
+                          "train": {"epochs": 6, "batch_size": 256, "lr": 1e-3, "schedule": "cosine"}},
 }
 
 

@@ -1,5 +1,8 @@
 """What frozen features are worth: a linear probe with its uncertainty, against image statistics and an untrained encoder."""
 
+import json
+from functools import lru_cache
+
 import numpy as np
 import torch
 from torch import nn
@@ -73,14 +76,33 @@ def compare(corpus_path: str, encoder: nn.Module, *, size: int, seed: int = 0) -
     """
     corpus = dsengine.open_corpus(corpus_path)
     train, test = corpus.rows("train"), np.concatenate((corpus.rows("val"), corpus.rows("test")))
-    whitening = Whitening(encoder.in_channels)
-    whitening.matrix.copy_(whitener(covariance(corpus, View(), where=None, size=size)))
-    floors = {"random": untrained(encoder, seed=seed), "statistics": None, "whitened statistics": Statistics(whitening)}
     y, t = targets(corpus, train), targets(corpus, test)
-    seen = {name: features(corpus, model, size=size) for name, model in (("ours", encoder), *floors.items())}
+    seen = {"ours": features(corpus, encoder, size=size), "random": _random(corpus_path, encoder, size=size, seed=seed), **_statistics(corpus_path, size=size)}
     right = {name: probe(x[train], y, x[test], t) for name, x in seen.items()}
     return {"ours": (float(right["ours"].mean()),),
-            **{name: (float(right[name].mean()), *advantage(right["ours"], right[name], test // CLUSTER)) for name in floors}}
+            **{name: (float(right[name].mean()), *advantage(right["ours"], right[name], test // CLUSTER)) for name in list(seen)[1:]}}
+
+
+def _random(corpus_path: str, encoder: nn.Module, *, size: int, seed: int) -> np.ndarray:
+    """Features of an untrained encoder, which methods of one shape and seed share; one that whitens has its map from the encoder."""
+    if encoder.recipe.get("whiten"):
+        return features(dsengine.open_corpus(corpus_path), untrained(encoder, seed=seed), size=size)
+    return _of_shape(corpus_path, encoder.in_channels, json.dumps(encoder.recipe), size=size, seed=seed)
+
+
+@lru_cache
+def _of_shape(corpus_path: str, in_channels: int, recipe: str, *, size: int, seed: int) -> np.ndarray:
+    return features(dsengine.open_corpus(corpus_path), _fresh(json.loads(recipe), in_channels, seed=seed), size=size)
+
+
+@lru_cache
+def _statistics(corpus_path: str, *, size: int) -> dict[str, np.ndarray]:
+    """Mean and standard deviation of every band, as they are and of bands whitened over the corpus."""
+    corpus = dsengine.open_corpus(corpus_path)
+    matrix = whitener(covariance(corpus, View(), where=None, size=size))
+    whitening = Whitening(len(matrix))
+    whitening.matrix.copy_(matrix)
+    return {"statistics": features(corpus, None, size=size), "whitened statistics": features(corpus, Statistics(whitening), size=size)}
 
 
 def compare_rows(corpus_path: str, encoder: nn.Module, *, sensor: str, seed: int = 0) -> dict[str, tuple[float, ...]]:
@@ -105,12 +127,15 @@ def rows_of(corpus: SeriesCorpus, encoder: nn.Module | None, sensor: str) -> np.
 
 def untrained(encoder: nn.Module, *, seed: int) -> nn.Module:
     """A fresh encoder of the shape of `encoder`, with its whitening."""
-    torch.manual_seed(seed)
-    recipe = dict(encoder.recipe)
-    fresh = dsengine.build_encoder(recipe.pop("name"), encoder.in_channels, **recipe)
-    if recipe.get("whiten"):
+    fresh = _fresh(encoder.recipe, encoder.in_channels, seed=seed)
+    if encoder.recipe.get("whiten"):
         fresh.whitening.load_state_dict(encoder.whitening.state_dict())
     return fresh
+
+
+def _fresh(recipe: dict, in_channels: int, *, seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return dsengine.build_encoder(recipe["name"], in_channels, **{key: value for key, value in recipe.items() if key != "name"})
 
 
 class Statistics(nn.Module):

@@ -25,7 +25,7 @@ def test_the_heldout_loss_falls_on_a_small_corpus_and_features_spread(small_corp
 @pytest.mark.learning
 def test_the_default_job_learns(tmp_path: Path) -> None:
     corpus = synthesize(tmp_path / "corpus", num_patches=1024, size=64)
-    run = dsengine.train(corpus=str(corpus), out=str(tmp_path / "run"), train={"epochs": 8})  # of its 20: a minute each where nothing computes bf16
+    run = dsengine.train(corpus=str(corpus), out=str(tmp_path / "run"), train={"epochs": 7})  # of its 20: a minute each where nothing computes bf16
     losses = _heldout(run.metrics)
     assert losses[-1] < 0.7 * losses[0] and min(r["feature_std"] for r in run.metrics) > 0.2
 
@@ -36,6 +36,6 @@ def test_twenty_epochs_on_real_imagery_learn(sample_data: Path, tmp_path: Path) 
     build = ["corpus", "build", str(tmp_path / "corpus"), "--source", "geotiff", "--s2", f"{folder}/S2L2A/*.tif", "--s1", f"{folder}/S1RTC/*.tif",
              "--label", f"lulc={folder}/LULC/*.tif", "--size", "128", "--stride", "48"]
     assert cli.main(build) == 0
-    run = dsengine.train(corpus=str(tmp_path / "corpus"), out=str(tmp_path / "run"), encoder="resnet18_attn", train={"epochs": 20})
+    run = dsengine.train(corpus=str(tmp_path / "corpus"), out=str(tmp_path / "run"), encoder="resnet18_attn", data={"size": 64}, train={"epochs": 20, "checkpoint_steps": 1000})
     losses = _heldout(run.metrics)
     assert losses[-1] < losses[0] and min(r["feature_std"] for r in run.metrics) > 0.2
