@@ -65,7 +65,7 @@ def collapsed(records: Sequence[dict], *, attracts: bool = True) -> str:
 
     One point: at once. One line: by the median of the last records, of rank and uniformity both, for a single batch of few samples says little
     of either, and features that lie along a line but far apart still tell samples apart. Not asked of a loss that does not draw features together
-    (`attracts`): of a VAE the line is brightness, which it learns first.
+    (`attracts`): a network that draws images again learns brightness first, which is one line.
     """
     told, last = [], records[-1]
     for name in [key.removesuffix("_std") for key in last if key.endswith("_std")]:
