@@ -3,8 +3,9 @@
     python bench/learning.py OUT [--seeds 0 1 2] [--methods simclr series-scarf ...] [--epochs 8]
 
 Images by the method's name, pixels and series by kind and method. A file that is there is not made again. The settings are those of
-tests/learning_cases.py, which `pytest -m learning` trains too (and leaves the same file in each test's folder, with `-o tmp_path_retention_policy=all`). `taught` is the network trained
-on the probe's own labels: it says what the corpus of images lets a network learn.
+tests/learning_cases.py, which `pytest -m learning` trains too (it leaves the same file in each test's folder, which is kept with
+`-o tmp_path_retention_policy=all`). `taught` is the network trained on the probe's own labels: it says what the corpus of images lets a network
+learn.
 """
 
 import argparse

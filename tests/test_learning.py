@@ -36,6 +36,7 @@ def test_twenty_epochs_on_real_imagery_learn(sample_data: Path, tmp_path: Path) 
     build = ["corpus", "build", str(tmp_path / "corpus"), "--source", "geotiff", "--s2", f"{folder}/S2L2A/*.tif", "--s1", f"{folder}/S1RTC/*.tif",
              "--label", f"lulc={folder}/LULC/*.tif", "--size", "128", "--stride", "48"]
     assert cli.main(build) == 0
-    run = dsengine.train(corpus=str(tmp_path / "corpus"), out=str(tmp_path / "run"), encoder="resnet18_attn", data={"size": 64}, train={"epochs": 20, "checkpoint_steps": 1000})
+    run = dsengine.train(corpus=str(tmp_path / "corpus"), out=str(tmp_path / "run"), encoder="resnet18_attn", data={"size": 64},
+                         train={"epochs": 20, "checkpoint_steps": 1000})
     losses = _heldout(run.metrics)
     assert losses[-1] < losses[0] and min(r["feature_std"] for r in run.metrics) > 0.2
