@@ -25,7 +25,8 @@ def test_the_heldout_loss_falls_on_a_small_corpus_and_features_spread(small_corp
 @pytest.mark.learning
 def test_the_default_job_learns(tmp_path: Path) -> None:
     corpus = synthesize(tmp_path / "corpus", num_patches=1024, size=64)
-    run = dsengine.train(corpus=str(corpus), out=str(tmp_path / "run"), train={"epochs": 7})  # of its 20: a minute each where nothing computes bf16
+    # Of its 20 epochs of 48 px: a minute each where nothing computes bf16.
+    run = dsengine.train(corpus=str(corpus), out=str(tmp_path / "run"), data={"size": 32}, train={"epochs": 9})
     losses = _heldout(run.metrics)
     assert losses[-1] < 0.7 * losses[0] and min(r["feature_std"] for r in run.metrics) > 0.2
 

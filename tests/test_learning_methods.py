@@ -45,12 +45,12 @@ def test_supervised_training_raises_the_accuracy_and_its_corpus_can_tell_network
     meant anything.
     """
     run = dsengine.train(corpus=str(corpus), out=str(tmp_path / "run"), method="supervised", encoder=cases.ENCODER, data={"size": cases.CROP},
-                         train={**cases.TRAIN, "epochs": 6, "heldout_samples": 512}, device={"gpus": 0})  # of all of val
+                         train={**cases.TRAIN, "epochs": 3, "heldout_samples": 512}, device={"gpus": 0})  # of all of val
     losses = [record["heldout_loss"] for record in run.metrics if "heldout_loss" in record]
     opened = dsengine.open_corpus(corpus)
     _, counts = np.unique(opened.labels["landcover"].oindex[opened.rows("val")], return_counts=True)
     assert losses[-1] < 0.9 * entropy(counts) and losses[-1] < losses[0]  # a constant that knew the classes of val would lose its entropy
-    found = kept(tmp_path, learned_from_labels(corpus, tmp_path / "taught", epochs=4))["found"]
+    found = kept(tmp_path, learned_from_labels(corpus, tmp_path / "taught", epochs=2))["found"]
     assert all(found[other][2] > 0.05 for other in ("random", "statistics", "whitened statistics")), found
 
 
@@ -122,8 +122,9 @@ def build(out: Path, source: str, *words: str) -> None:
 @pytest.mark.learning
 @pytest.mark.parametrize("name", IMAGES)
 def test_fifty_steps_on_real_imagery_leave_finite_losses_and_their_picture(real: Path, tmp_path: Path, name: str) -> None:
-    run = dsengine.train(corpus=str(real), out=str(tmp_path / "run"), method={"name": name, **SMALL.get(name, {})}, encoder=cases.ENCODER, data={"size": 48},
-                         device={"gpus": 0}, train={"max_steps": 50, "epochs": 1000, "batch_size": 16, "log_steps": 5, "checkpoint_steps": 50})
+    run = dsengine.train(corpus=str(real), out=str(tmp_path / "run"), method={"name": name, **SMALL.get(name, {})}, encoder=cases.ENCODER,
+                         data={"size": cases.CROP}, device={"gpus": 0},
+                         train={"max_steps": 50, "epochs": 1000, "batch_size": 16, "log_steps": 5, "checkpoint_steps": 50})
     losses = [record["loss"] for record in run.metrics if "loss" in record]
     assert run.metrics[-1]["step"] == 50 and len(losses) >= 10 and min(losses[-3:]) < losses[0]
     assert (run.dir / "figures" / "loss.png").stat().st_size > 5000
