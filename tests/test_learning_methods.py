@@ -1,4 +1,4 @@
-"""What every method learns, by a linear probe of its frozen features; planted failures; fifty steps on real imagery. Results: docs/methods.md."""
+"""What every method learns, by a linear probe of its frozen features; planted failures; fifty steps on real imagery and series. Results: docs/methods.md."""
 
 import json
 import sys
@@ -126,5 +126,26 @@ def test_fifty_steps_on_real_imagery_leave_finite_losses_and_their_picture(real:
                          data={"size": cases.CROP}, device={"gpus": 0},
                          train={"max_steps": 50, "epochs": 1000, "batch_size": 16, "log_steps": 5, "checkpoint_steps": 50})
     losses = [record["loss"] for record in run.metrics if "loss" in record]
-    assert run.metrics[-1]["step"] == 50 and len(losses) >= 10 and min(losses[-3:]) < losses[0]
+    assert run.metrics[-1]["step"] == 50 and len(losses) >= 10 and np.isfinite(losses).all() and min(losses[-3:]) < losses[0]
+    assert (run.dir / "figures" / "loss.png").stat().st_size > 5000
+
+
+@pytest.fixture(scope="module")
+def real_series(sample_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """WorldCereal: the cube's 10,000 pixels in `cube`, 500 points with crops in `points`."""
+    folder, samples = tmp_path_factory.mktemp("worldcereal"), sample_data / "timeseries" / "worldcereal"
+    for name, file in (("cube", "worldcereal_preprocessed_inputs.nc"), ("points", "test_public_extractions.parquet")):
+        build(folder / name, "worldcereal", "--root", str(samples / file))
+    return folder
+
+
+@pytest.mark.learning
+@pytest.mark.parametrize("corpus, method", [("cube", {"name": "scarf"}), ("cube", {"name": "simclr", "modalities": ["s2", "s1"]}),
+                                            ("points", {"name": "scarf"}), ("points", {"name": "supervised", "label": "crop"})],
+                         ids=lambda value: value if isinstance(value, str) else value["name"])
+def test_fifty_steps_on_real_series_leave_finite_losses_and_their_picture(real_series: Path, tmp_path: Path, corpus: str, method: dict) -> None:
+    run = dsengine.train(corpus=str(real_series / corpus), out=str(tmp_path / "run"), method=method, encoder={"name": "temporal", "preset": "code"},
+                         device={"gpus": 0}, train={"max_steps": 50, "epochs": 1000, "batch_size": 64, "lr": 1e-3, "log_steps": 5, "checkpoint_steps": 50})
+    losses = [record["loss"] for record in run.metrics if "loss" in record]
+    assert run.metrics[-1]["step"] == 50 and len(losses) >= 10 and np.isfinite(losses).all() and min(losses[-3:]) < losses[0]
     assert (run.dir / "figures" / "loss.png").stat().st_size > 5000
