@@ -45,7 +45,10 @@ def main() -> None:
 
 def same_settings(file: Path, name: str, *, seed: int, epochs: int | None) -> None:
     """Ends the script where a file that is there is of other settings than those that were asked for."""
-    wanted = None if name == "taught" else cases.TABLES[ROWS[name]] if name in ROWS else cases.settings_of(name, seed=seed, epochs=epochs)
+    if name == "taught":
+        wanted = {"train": {"epochs": epochs or cases.TAUGHT_EPOCHS}}
+    else:
+        wanted = cases.TABLES[ROWS[name]] if name in ROWS else cases.settings_of(name, seed=seed, epochs=epochs)
     if (found := json.loads(file.read_text())["settings"]) != json.loads(json.dumps(wanted)):
         raise SystemExit(f"{file} was made with other settings: {found}, not {wanted}; move it away or name another OUT")
 
@@ -57,7 +60,7 @@ def result(scratch: Path, name: str, *, seed: int, epochs: int | None) -> dict:
         return learned_of_rows(corpus if corpus.exists() else cases.make_rows(corpus, *ROWS[name]), out, *ROWS[name], seed=seed)
     corpus = corpus if corpus.exists() else cases.make_corpus(corpus)
     if name == "taught":
-        return learned_from_labels(corpus, out, seed=seed, epochs=epochs or cases.TRAIN["epochs"])
+        return learned_from_labels(corpus, out, seed=seed, epochs=epochs or cases.TAUGHT_EPOCHS)
     return learned(corpus, out, name, seed=seed, epochs=epochs)
 
 

@@ -32,13 +32,13 @@ def learned_of_rows(corpus: Path, out: Path, kind: str, method: str, *, seed: in
             **_alarms(run.metrics), **clock.read(), "found": compare_rows(str(corpus), encoder, sensor=sensor, seed=seed)}
 
 
-def learned_from_labels(corpus: Path, out: Path, *, seed: int = 0, epochs: int) -> dict:
+def learned_from_labels(corpus: Path, out: Path, *, seed: int = 0, epochs: int = cases.TAUGHT_EPOCHS) -> dict:
     """The network taught the probe's own labels. The run of one step is there for what a run begins with, its weights and its z-scores."""
     clock = _Clock()
     started = dsengine.train(corpus=str(corpus), out=str(out), device={"gpus": 0}, encoder=cases.ENCODER, method="supervised", data={"size": cases.CROP},
                              train={"max_steps": 1, "batch_size": 64, "lr": 1e-9, "seed": seed})
     encoder = taught(dsengine.open_corpus(corpus), started.encoder, epochs=epochs)
-    return {**_head("taught", seed, None, encoder), "epochs": epochs, "corpus": _images(), **_alarms([]), **clock.read(),
+    return {**_head("taught", seed, {"train": {"epochs": epochs}}, encoder), "epochs": epochs, "corpus": _images(), **_alarms([]), **clock.read(),
             "found": compare(str(corpus), encoder, size=cases.SIZE, seed=seed)}
 
 
@@ -53,7 +53,7 @@ class _Clock:
         return {"seconds": round(time.perf_counter() - wall, 1), "cpu_s": round(time.process_time() - cpu, 1), "machine": _machine()}
 
 
-def _head(name: str, seed: int, settings: dict | None, encoder: torch.nn.Module) -> dict:
+def _head(name: str, seed: int, settings: dict, encoder: torch.nn.Module) -> dict:
     return {"method": name, "seed": seed, "settings": settings, "encoder": encoder.recipe}
 
 

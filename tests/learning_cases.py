@@ -25,6 +25,7 @@ GENTLE = {"lr": 2e-4, "optimizer": "adamw", "weight_decay": 0.05}  # of one nega
 # Without negatives: a predictor that lags, or a network that begins far from its shortcuts, lets the features fall to a few directions.
 LATE = {"lr": 5e-4, "optimizer": "adamw", "weight_decay": 0.05, "warmup_steps": 60}
 SHORTCUTS = {"zero_init_residual": True}
+TAUGHT_EPOCHS = 2  # of whole patches: what the labels themselves teach is clear of every floor by then
 METHODS = {
     "vae": {"method": {"dihedral": "independent"}, "encoder": {"stem": "paper"}},  # a map of 2 x 2 cells to draw 32 px from; the other stem leaves one
     "t2v": {"train": {**GENTLE, "epochs": 7}},
